@@ -18,7 +18,7 @@ CORES = $$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
-	@echo "Variables: PRESET=smoke|quick|small|paper PAPER=all|<name> JOBS=<n> PYTHON=<python> VENV=<folder> ARGS=<more for pytest>"
+	@echo "Variables: PRESET=smoke|quick|small|paper PAPER=all|<name> JOBS=<n> PYTHON=<python> VENV=<folder> ARGS=<for pytest>"
 
 env:  ## create .venv and install the pinned packages
 	@VENV="$(VENV)" PYTHON="$(PYTHON)" MIN_DISK_GB="$(MIN_DISK_GB)" sh tools/setup.sh
@@ -48,4 +48,5 @@ clean-notebooks: env  ## strip what does not belong into a commit from nbs/ and 
 
 clean:  ## remove caches and build products (keeps the environment, runs/, results/ and data)
 	@rm -rf docs/_build build dist litvae.egg-info .pytest_cache
-	@find . -path './$(VENV)' -prune -o -path ./.git -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +
+	@find . \( -path './$(VENV)' -o -path ./.git \) -prune -o \
+	    \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +

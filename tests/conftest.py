@@ -6,8 +6,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Nothing of the user's may change a result, and no test may change anything of the user's: caches, data, Jupyter and IPython
-# profiles all live in one temporary folder. The first process makes it; workers and grandchildren inherit it.
+# Nothing of the user's may change a result, and no test may change anything of the user's: caches, data, Jupyter and
+# IPython profiles all live in one temporary folder. The first process makes it; workers and grandchildren inherit it.
 _made_here = None
 if "LITVAE_TEST_HOME" not in os.environ:
     _made_here = tempfile.mkdtemp(prefix="litvae-test-")
@@ -15,7 +15,8 @@ if "LITVAE_TEST_HOME" not in os.environ:
 _home = Path(os.environ["LITVAE_TEST_HOME"])
 for _variable, _folder in {
     "LITVAE_DATA": "data", "XDG_CACHE_HOME": "cache", "MPLCONFIGDIR": "matplotlib", "IPYTHONDIR": "ipython",
-    "JUPYTER_CONFIG_DIR": "jupyter/config", "JUPYTER_DATA_DIR": "jupyter/data", "JUPYTER_RUNTIME_DIR": "jupyter/runtime",
+    "JUPYTER_CONFIG_DIR": "jupyter/config", "JUPYTER_DATA_DIR": "jupyter/data",
+    "JUPYTER_RUNTIME_DIR": "jupyter/runtime",
 }.items():
     (_home / _folder).mkdir(parents=True, exist_ok=True)
     os.environ[_variable] = str(_home / _folder)
@@ -36,8 +37,8 @@ def pytest_collection_modifyitems(items):
 
 def copy_repository(target, *names):
     "Copy the named parts of the repository (default: all that a notebook can see) to `target`; returns it."
-    names = names or ("nbs", "litvae", "reproduce", "figures", "settings.ini", "README.md", "STYLE.md", "constraints.txt",
-                      "setup.py", "pyproject.toml", "LICENSE", "Makefile")
+    names = names or ("nbs", "litvae", "reproduce", "figures", "settings.ini", "setup.py", "pyproject.toml",
+                      "constraints.txt", "README.md", "STYLE.md", "LICENSE", "Makefile")
     target.mkdir(parents=True, exist_ok=True)
     ignore = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", ".*.tmp.*")
     for name in names:

@@ -44,8 +44,9 @@ def files_of(folder):
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_notebook(notebook, repository_copy):
     copy = repository_copy()
-    raw = [cell for cell in json.loads((copy / notebook).read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "raw"]
-    assert not any("skip_exec" in "".join(cell["source"]) for cell in raw), f"{notebook} switches its own test off (skip_exec)"
+    cells = json.loads((copy / notebook).read_text(encoding="utf-8"))["cells"]
+    off = [cell for cell in cells if cell["cell_type"] == "raw" and "skip_exec" in "".join(cell["source"])]
+    assert not off, f"{notebook} switches its own test off (skip_exec)"
     before = files_of(copy)
     passed, printed = run_notebook(copy, notebook)
     if not passed: pytest.fail(f"{notebook}\n{printed[-12000:]}", pytrace=False)
@@ -55,11 +56,12 @@ def test_notebook(notebook, repository_copy):
 
 def test_a_failing_cell_fails_the_test_and_shows_where(tmp_path, repository_copy):
     copy = repository_copy("settings.ini", "litvae")
-    source = {"good": "value = 2", "skipped": "#| cuda\nraise SystemError", "bad": "assert value == 3, 'two is not three'"}
+    source = {"good": "value = 2", "skipped": "#| cuda\nraise SystemError",
+              "bad": "assert value == 3, 'two is not three'"}
     cells = [{"cell_type": "code", "id": name, "metadata": {}, "outputs": [], "execution_count": None, "source": text}
              for name, text in source.items()]
-    notebook = {"cells": cells, "metadata": {"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}},
-                "nbformat": 4, "nbformat_minor": 5}
+    kernel = {"name": "python3", "language": "python", "display_name": "python3"}
+    notebook = {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
     (copy / "nbs").mkdir()
     path = copy / "nbs" / "broken.ipynb"
     path.write_text(json.dumps(notebook), encoding="utf-8")

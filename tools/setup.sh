@@ -5,8 +5,8 @@
 #   PYTHON       the Python to make it with               (default: the first of the list below that works)
 #   MIN_DISK_GB  free space asked for before an install   (default 9)
 #
-# The stamp $VENV/.litvae-installed is written last. It names what was installed (a checksum of settings.ini, setup.py and
-# constraints.txt) and where the checkout lay, since an environment does not survive a move.
+# The stamp $VENV/.litvae-installed is written last. It names what was installed (a checksum of settings.ini, setup.py
+# and constraints.txt) and where the checkout lay, since an environment does not survive a move.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -32,7 +32,7 @@ key="$(cat settings.ini setup.py constraints.txt | cksum) $(pwd -P)"
 if [ -n "${PYTHON:-}" ] && [ -x "$venv/bin/python" ]; then
     asked=$(version_of "$PYTHON") || fail "PYTHON=$PYTHON does not run; name a Python 3.11 or newer"
     has=$(version_of "$venv/bin/python") || has=$asked
-    [ "$asked" = "$has" ] || fail "$venv holds Python $has but PYTHON=$PYTHON is $asked; remove $venv or choose another VENV="
+    [ "$asked" = "$has" ] || fail "$venv holds Python $has but PYTHON=$PYTHON is $asked; remove $venv or set VENV="
 fi
 if installed; then exit 0; fi
 
@@ -50,13 +50,13 @@ for candidate in "$@"; do
     break
 done
 if [ -z "$python" ]; then
-    [ -z "$bare" ] || fail "$bare has no venv module; install it (on Debian and Ubuntu: apt install python3-venv) or set PYTHON="
+    [ -z "$bare" ] || fail "$bare has no venv module; install it (on Debian: apt install python3-venv) or set PYTHON="
     [ -z "$old" ] || fail "Python 3.11 or newer is needed, but $old; install a newer one or set PYTHON="
     fail "no Python 3.11 or newer was found (tried: $*); install one or set PYTHON="
 fi
 
 # One set-up at a time: a second one waits for the first.
-mkdir -p "$venv" 2>/dev/null || fail "cannot make the folder $venv here ($(pwd)): no permission, or a full or read-only disk"
+mkdir -p "$venv" 2>/dev/null || fail "cannot make the folder $venv in $(pwd): no permission, or a full or read-only disk"
 waited=0
 while ! mkdir "$lock" 2>/dev/null; do
     [ -d "$lock" ] || fail "cannot write into $venv: no permission, or a full or read-only disk"
@@ -78,7 +78,8 @@ if installed; then exit 0; fi
 # A whole install takes about 6 GB and as much again for a moment; a refresh takes next to nothing.
 for torch in "$venv"/lib/python3*/site-packages/torch/__init__.py; do [ ! -e "$torch" ] || need=1; done
 free=$(free_gb)
-[ "$free" -ge "$need" ] || fail "only $free GB are free where $venv lies, $need GB are needed; free some, set VENV= to a folder on another disk, or MIN_DISK_GB="
+[ "$free" -ge "$need" ] || fail "only $free GB are free where $venv lies, $need GB are needed; free some, set VENV= to\
+ a folder on another disk, or MIN_DISK_GB= to the figure that you trust"
 
 began=$(date +%s)
 rm -f "$stamp"
@@ -89,7 +90,7 @@ fi
 say "installing the pinned packages into $venv (the first time: about 6 GB, 3 to 5 minutes)"
 install() {
     in_venv -m pip install --disable-pip-version-check -c constraints.txt "$@" && return
-    [ "$(free_gb)" -ge 1 ] || fail "the disk of $venv is full; free some space and call again (what is installed is kept)"
+    [ "$(free_gb)" -ge 1 ] || fail "the disk of $venv is full; free some space and call again (nothing is lost)"
     fail "pip could not install the packages (its own message stands above); call again when that is mended"
 }
 install 'setuptools>=64' wheel

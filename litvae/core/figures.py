@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'Interval', 'use_style', 'colour', 'direction', 'mean_interval', 'dots_with_interval', 'image_grid',
-           'mask_colours', 'provenance', 'provenance_line', 'save_figure', 'Table', 'save_table']
+           'mask_colours', 'jsonable', 'provenance', 'provenance_line', 'save_figure', 'Table', 'save_table']
 
 # %% ../../nbs/core/08_figures.ipynb #imports
 import math, os, platform, subprocess, sys, textwrap
 from collections import namedtuple
+from importlib.resources import files as package_files
 from pathlib import Path, PurePath
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -19,32 +20,36 @@ from .. import __version__
 from .files import LitvaeError, atomic_path, write_json, write_text
 
 # %% ../../nbs/core/08_figures.ipynb #style
-_STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "mathtext.fontset": "dejavusans", "figure.figsize": (6.4, 3.6),
-          "figure.dpi": 100, "savefig.dpi": 150, "figure.constrained_layout.use": True, "axes.titlesize": 10,
-          "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#4D4D4D",
-          "axes.linewidth": 0.8, "axes.axisbelow": True, "axes.grid": True, "grid.color": "#E6E6E6", "grid.linewidth": 0.7,
-          "axes.formatter.useoffset": False, "xtick.color": "#4D4D4D", "ytick.color": "#4D4D4D", "xtick.labelcolor": "black",
-          "ytick.labelcolor": "black", "legend.frameon": False, "legend.fontsize": 8.5, "lines.linewidth": 1.6,
-          "image.interpolation": "nearest", "svg.fonttype": "path", "svg.hashsalt": "litvae"}
+_INK = "#4D4D4D"
+_STYLE = {
+    "font.family": "DejaVu Sans", "font.size": 9, "mathtext.fontset": "dejavusans",
+    "figure.figsize": (6.4, 3.6), "figure.dpi": 100, "savefig.dpi": 150, "figure.constrained_layout.use": True,
+    "axes.titlesize": 10, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
+    "axes.edgecolor": _INK, "axes.linewidth": 0.8, "axes.axisbelow": True, "axes.formatter.useoffset": False,
+    "axes.grid": True, "grid.color": "#E6E6E6", "grid.linewidth": 0.7,
+    "xtick.color": _INK, "ytick.color": _INK, "xtick.labelcolor": "black", "ytick.labelcolor": "black",
+    "legend.frameon": False, "legend.fontsize": 8.5, "lines.linewidth": 1.6, "image.interpolation": "nearest",
+    "svg.fonttype": "path", "svg.hashsalt": "litvae"}
 
 
 def use_style():
-    "Set the style of all figures of litvae: matplotlib's defaults, then ours (fonts, sizes, spines, grid, constrained layout)."
+    "Set the style of all figures: matplotlib's defaults, then ours (fonts, sizes, spines, grid, constrained layout)."
     mpl.rcdefaults()
     mpl.rcParams.update(_STYLE)
 
 # %% ../../nbs/core/08_figures.ipynb #palette
-PALETTE = {"sbd": "#D55E00",       # spatial broadcast decoder, also inside the asymmetric GENESIS
+PALETTE = {"sbd": "#CC4C02",       # spatial broadcast decoder, also inside the asymmetric GENESIS
            "dc": "#0072B2",        # deconvolutional decoder, also inside the symmetric GENESIS
-           "goal": "#009E73",      # the reconstruction goal of GECO
-           "paper": "#404040",     # what the paper printed
-           "baseline": "#B3B3B3"}  # what a trivial prediction achieves
+           "goal": "#5AAE61",      # the reconstruction goal of GECO
+           "paper": "#262626",     # what the paper printed
+           "baseline": "#BDBDBD"}  # what a trivial prediction achieves
 
 
 def colour(concept):
     "The hexadecimal colour of a concept in `PALETTE`; raises `LitvaeError` for one that has none."
     if concept not in PALETTE:
-        raise LitvaeError(f"no colour for {concept!r}: PALETTE in litvae.core.figures knows {', '.join(PALETTE)}; add it there")
+        known = ", ".join(PALETTE)
+        raise LitvaeError(f"no colour for {concept!r}: PALETTE in litvae.core.figures knows {known}; add it there")
     return PALETTE[concept]
 
 # %% ../../nbs/core/08_figures.ipynb #direction
@@ -74,17 +79,19 @@ def mean_interval(values, level=0.95):
 
 # %% ../../nbs/core/08_figures.ipynb #dots
 def dots_with_interval(ax, x, values_per_x, **style):
-    """Draw each seed as a dot, and the mean with its 95 % interval as a line with bars; returns matplotlib's error bar container.
-    `values_per_x[i]` holds the seeds at `x[i]`; None and NaN draw no dot and interrupt the line. `style` (color, label, marker,
+    """Draw each seed as a dot and the mean with its 95 % interval as a line with bars; returns the error bar container.
+    `values_per_x[i]` holds the seeds at `x[i]`; None and NaN draw no dot and interrupt the line. `style` (color, label,
     linestyle, ...) goes to `Axes.errorbar`. Raises `LitvaeError` if the lengths differ."""
     x, groups = list(x), [_numbers(values) for values in values_per_x]
-    if len(x) != len(groups): raise LitvaeError(f"{len(x)} positions x but {len(groups)} groups of values: one group per x is needed")
+    if len(x) != len(groups):
+        raise LitvaeError(f"{len(x)} positions x but {len(groups)} groups of values: one group per x is needed")
     intervals = [mean_interval(group) for group in groups]
     bars = ax.errorbar(x, [i.mean for i in intervals], yerr=np.nan_to_num([i.half for i in intervals]),
-                       **({"capsize": 3, "elinewidth": 1.2} | style))
+                       **({"marker": "_", "ms": 9, "capsize": 3, "elinewidth": 1.2} | style))
     dots = [(a, v) for a, group in zip(x, groups) for v in group if math.isfinite(v)]
-    ax.plot([a for a, _ in dots], [v for _, v in dots], "o", ms=4.5, mec="none", alpha=0.45, color=bars.lines[0].get_color(),
-            zorder=bars.lines[0].get_zorder() + 0.1)
+    line = bars.lines[0]
+    ax.plot([a for a, _ in dots], [v for _, v in dots], "o", ms=4.5, mec="none", alpha=0.45, color=line.get_color(),
+            zorder=line.get_zorder() + 0.1)
     return bars
 
 # %% ../../nbs/core/08_figures.ipynb #images
@@ -94,9 +101,11 @@ def _bytes(images):
     images = np.asarray(images)
     if images.ndim == 4 and images.dtype == np.uint8 and images.shape[3] == 3: return images
     if images.ndim != 4 or images.dtype.kind != "f" or images.shape[1] != 3:
-        raise LitvaeError(f"images of shape {images.shape} and type {images.dtype}: expected (N, 3, H, W) float or (N, H, W, 3) uint8")
+        raise LitvaeError(f"images of shape {images.shape} and type {images.dtype}: "
+                          "expected (N, 3, H, W) float or (N, H, W, 3) uint8")
     if not (np.isfinite(images).all() and images.min(initial=0) >= 0 and images.max(initial=1) <= 1):
-        raise LitvaeError(f"images with values from {images.min():.3g} to {images.max():.3g}: expected [0, 1]; rescale or clip them first")
+        raise LitvaeError(f"images with values from {images.min():.3g} to {images.max():.3g}: "
+                          "expected [0, 1]; rescale or clip them first")
     return np.rint(images.transpose(0, 2, 3, 1) * 255).astype(np.uint8)
 
 
@@ -111,8 +120,9 @@ def _sheet(images, columns, gap):
 
 # %% ../../nbs/core/08_figures.ipynb #grid
 def image_grid(images, columns=8, row_labels=(), titles=(), tile=0.75, gap=1):
-    """A figure with `images`, (N, 3, H, W) float in [0, 1] or (N, H, W, 3) uint8, in rows of `columns` tiles of `tile` inches.
-    `row_labels` stand left of the rows, `titles` above the columns. Raises `LitvaeError` for other shapes, types or ranges, and for none."""
+    """A figure with `images`, (N, 3, H, W) float in [0, 1] or (N, H, W, 3) uint8, in rows of `columns` tiles of `tile`
+    inches. `row_labels` stand left of the rows, `titles` above the columns. Raises `LitvaeError` for other shapes,
+    types or ranges, and if there is no image."""
     images = _bytes(images)
     if len(images) == 0: raise LitvaeError("no images to show: image_grid needs at least one")
     columns = min(columns, len(images))
@@ -126,13 +136,13 @@ def image_grid(images, columns=8, row_labels=(), titles=(), tile=0.75, gap=1):
     return fig
 
 # %% ../../nbs/core/08_figures.ipynb #masks
-_INSTANCES = np.array([[64, 64, 64], [230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [0, 114, 178], [213, 94, 0],
-                       [204, 121, 167], [160, 160, 160], [148, 82, 35]], np.uint8)
+_INSTANCES = np.array([[64, 64, 64], [230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [0, 114, 178],
+                       [213, 94, 0], [204, 121, 167], [160, 160, 160], [148, 82, 35]], np.uint8)
 
 
 def mask_colours(mask):
-    """Colours (..., H, W, 3) uint8 for instance ids `mask` (..., H, W): 0 dark grey, negative white, ids above 9 wrap round.
-    Raises `LitvaeError` for a mask that does not hold integers."""
+    """Colours (..., H, W, 3) uint8 for instance ids `mask` (..., H, W): 0 dark grey, negative white, ids above 9 wrap
+    round. Raises `LitvaeError` for a mask that does not hold integers."""
     mask = np.asarray(mask.cpu() if hasattr(mask, "cpu") else mask)
     if mask.dtype.kind not in "iu": raise LitvaeError(f"a mask of type {mask.dtype}: expected integer instance ids")
     mask = mask.astype(np.int64)
@@ -141,58 +151,55 @@ def mask_colours(mask):
     return colours
 
 # %% ../../nbs/core/08_figures.ipynb #collect
-def _cpu():
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as f:
-            return next(line.split(":", 1)[1].strip() for line in f if line.startswith("model name"))
-    except (OSError, StopIteration): return platform.processor() or platform.machine()
-
-
 def _hardware():
-    import torch  # here, because reading a report should not take the seconds of importing torch
-    return {"cpu": _cpu(), "threads": torch.get_num_threads(), "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
+    import torch  # imported here, because reading a report should not take the seconds of importing torch
+    from litvae.core.runs import processor_name
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": processor_name(), "threads": torch.get_num_threads(), "gpu": gpu}
 
 
 def _git():
     "Commit and state of the checkout that holds this package; None outside a checkout."
-    here = Path(__file__).resolve().parents[1]
+    here = package_files("litvae")
 
     def git(*words):
         done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=20)
         return done.stdout.strip() if done.returncode == 0 else None
     try:
         commit = git("rev-parse", "HEAD") if git("ls-files", "--error-unmatch", "__init__.py") is not None else None
-        return commit and {"commit": commit, "dirty": bool(git("status", "--porcelain", "--", ":/litvae", ":/reproduce"))}
+        changes = git("status", "--porcelain", "--", ":/litvae", ":/reproduce")
+        return commit and {"commit": commit, "dirty": bool(changes)}
     except (OSError, subprocess.SubprocessError): return None
 
 # %% ../../nbs/core/08_figures.ipynb #plain
-def _plain(value):
-    "`value` as JSON can hold it: paths cut to their last part, arrays' scalars as numbers, NaN and infinity as None."
-    if isinstance(value, dict): return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, set)): return [_plain(v) for v in (sorted(value) if isinstance(value, set) else value)]
-    if hasattr(value, "item"): value = value.item()
+def jsonable(value):
+    """`value` with lists for tuples and arrays, text for keys, numbers for numpy and torch scalars, None for NaN and
+    infinity, and absolute paths cut to their last part."""
+    if isinstance(value, dict): return {str(k): jsonable(v) for k, v in value.items()}
+    if hasattr(value, "tolist"): value = value.tolist()
+    if isinstance(value, (list, tuple)): return [jsonable(v) for v in value]
     if isinstance(value, float): return value if math.isfinite(value) else None
     if value is None or isinstance(value, (bool, int)): return value
     text = str(value)
-    return PurePath(text).name if isinstance(value, PurePath) or PurePath(text).is_absolute() else text
+    return PurePath(text).name if PurePath(text).is_absolute() else text
 
-
+# %% ../../nbs/core/08_figures.ipynb #provenance
 def _unique(values):
     found = []
     for value in values:
         if value not in found: found.append(value)
     return found
 
-# %% ../../nbs/core/08_figures.ipynb #provenance
+
 def provenance(preset=None, runs=(), parameters=None, data=()):
-    """Where a figure comes from, as a dict that JSON can hold. `runs` are finished `litvae.core.runs.Run`s; `data` names what was
-    used beside them: a sequence of data sets (`.name`, `.source`) or dicts with these keys."""
+    """Where a figure comes from, as a dict that JSON can hold. `runs` are finished `litvae.core.runs.Run`s; `data`
+    names what was used beside them: a sequence of data sets (`.name`, `.source`) or dicts with these keys."""
     import torch
     runs, data = list(runs), [d if isinstance(d, dict) else {"name": d.name, "source": d.source} for d in data]
-    used = [run.result["data"] for run in runs] + data
-    return _plain({
+    used = _unique({"name": d["name"], "source": d["source"]} for d in [run.result["data"] for run in runs] + data)
+    return jsonable({
         "preset": preset, "parameters": parameters or {},
-        "data": sorted(_unique({"name": d["name"], "source": d["source"]} for d in used), key=lambda d: (d["name"], d["source"])),
+        "data": sorted(used, key=lambda d: (d["name"], d["source"])),
         "seeds": sorted({run.config.seed for run in runs}), "runs": sorted(run.config.run_id for run in runs),
         "training": {"seconds": round(math.fsum(run.result["seconds"] for run in runs), 1),
                      "hardware": _unique(run.result["environment"].get("hardware") for run in runs)},
@@ -210,11 +217,14 @@ def _duration(seconds):
 def provenance_line(provenance, full=True):
     "One line for people: preset, data, seeds; with `full` also the runs, their time, versions and commit."
     words = [f"preset {provenance['preset']}"] if provenance.get("preset") else []
-    words += [d["name"] + {"standin": " (stand-in)", "real": " (real)"}.get(d["source"], "") for d in provenance.get("data", [])]
+    sources = {"standin": " (stand-in)", "real": " (real)"}
+    words += [d["name"] + sources.get(d["source"], "") for d in provenance.get("data", [])]
     seeds, runs, git = provenance.get("seeds", []), provenance.get("runs", []), provenance.get("git")
     if seeds: words.append(("seeds " if len(seeds) > 1 else "seed ") + ", ".join(map(str, seeds)))
     if full:
-        if runs: words.append(f"{len(runs)} run{'s' * (len(runs) > 1)}, trained in {_duration(provenance['training']['seconds'])}")
+        if runs:
+            took = _duration(provenance["training"]["seconds"])
+            words.append(f"{len(runs)} run{'s' * (len(runs) > 1)}, trained in {took}")
         words.append(", ".join(f"{name} {provenance['versions'][name]}" for name in ("litvae", "torch")))
         if git: words.append(f"commit {git['commit'][:9]}" + " with local changes" * git["dirty"])
     return " · ".join(words)
@@ -228,8 +238,8 @@ def _csv(frame): return frame.to_csv(index=not isinstance(frame.index, pd.RangeI
 
 def _write_origin(kind, stem, files, caption, provenance):
     path = _with_suffix(stem, "json")
-    write_json(path, {"kind": kind, "id": Path(stem).name, "files": sorted(p.name for p in files.values()), "caption": caption,
-                      "provenance": provenance})
+    write_json(path, {"kind": kind, "id": Path(stem).name, "files": sorted(p.name for p in files.values()),
+                      "caption": caption, "provenance": provenance})
     return files | {"json": path}
 
 
@@ -244,8 +254,9 @@ def _show(fig, png, text):
 
 # %% ../../nbs/core/08_figures.ipynb #save-figure
 def save_figure(fig, stem, provenance, data=None, caption=""):
-    """Write `fig` as <stem>.png (150 dpi) and .svg, the plotted numbers `data` (a DataFrame) as .csv, caption and provenance as .json.
-    Equal figures give equal bytes. Returns the paths by suffix. Raises `LitvaeError` if the disk refuses; old files then stay."""
+    """Write `fig` as <stem>.png (150 dpi) and .svg, the plotted numbers `data` (a DataFrame) as .csv, caption and
+    provenance as .json. Equal figures give equal bytes. Returns the paths by suffix. Raises `LitvaeError` if the disk
+    refuses; a file that was there then stays."""
     files = {suffix: _with_suffix(stem, suffix) for suffix in ("png", "svg")}
     line = textwrap.fill(provenance_line(provenance, full=False), width=int(fig.get_figwidth() * 20))
     note = fig.text(0.005, -0.012, line, ha="left", va="top", fontsize=6.5, color="#808080")
@@ -254,7 +265,8 @@ def save_figure(fig, stem, provenance, data=None, caption=""):
             fig.draw_without_rendering()  # settles the constrained layout, which a first drawing may still move
             for suffix, volatile in (("png", ["Software"]), ("svg", ["Date", "Creator"])):
                 with atomic_path(files[suffix]) as temporary:
-                    fig.savefig(temporary, dpi=150, bbox_inches="tight", facecolor="white", metadata=dict.fromkeys(volatile))
+                    fig.savefig(temporary, dpi=150, bbox_inches="tight", facecolor="white",
+                                metadata=dict.fromkeys(volatile))
     finally: note.remove()
     if data is not None:
         files["csv"] = _with_suffix(stem, "csv")
@@ -297,8 +309,9 @@ class Table:
 
 
 def save_table(frame, stem, provenance, caption="", digits=4, formats=None):
-    """Write `frame` as <stem>.csv (all digits), <stem>.md (`digits` decimals, or a format string per column in `formats`) and
-    <stem>.json (caption, provenance); an index other than 0, 1, ... becomes a column. Returns a `Table` that notebooks display."""
+    """Write `frame` as <stem>.csv (all digits), <stem>.md (`digits` decimals, or a format string per column in
+    `formats`) and <stem>.json (caption, provenance). An index other than 0, 1, ... becomes a column. Returns a `Table`
+    that notebooks display. Raises `LitvaeError` if the disk refuses."""
     files = {suffix: _with_suffix(stem, suffix) for suffix in ("csv", "md")}
     table = _markdown(frame, digits, formats or {})
     text = "\n\n".join(filter(None, [caption, table, f"<sub>{provenance_line(provenance)}</sub>"])) + "\n"

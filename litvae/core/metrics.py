@@ -20,9 +20,10 @@ def _labels(maps, role, device="cpu"):
         integer = not (maps.is_floating_point() or maps.is_complex())
     else:
         raise LitvaeError(f"{role} labels must be a numpy array or a tensor, got {type(maps).__name__}")
-    if not integer: raise LitvaeError(f"{role} labels must be integers, got {maps.dtype}; take the argmax over the slots first")
+    if not integer:
+        raise LitvaeError(f"{role} labels must be integers, got {maps.dtype}; take the argmax over the slots first")
     if maps.ndim != 3: raise LitvaeError(f"{role} labels must have the shape (N, H, W), got {tuple(maps.shape)}")
-    if isinstance(maps, np.ndarray): maps = torch.from_numpy(np.array(maps, dtype=np.int64, order="C"))
+    if isinstance(maps, np.ndarray): maps = torch.from_numpy(np.array(maps, dtype=np.int64))
     return maps.to(device, torch.int64).reshape(len(maps), maps.shape[1] * maps.shape[2])
 
 # %% ../../nbs/core/04_metrics.ipynb #pair
@@ -30,9 +31,11 @@ def _label_pair(true, pred):
     "Both maps as int64 tensors (N, P) on one device, checked against each other."
     devices = [maps.device for maps in (pred, true) if isinstance(maps, torch.Tensor)] + ["cpu"]
     labels = _labels(true, "true", devices[0]), _labels(pred, "predicted", devices[0])
-    if true.shape != pred.shape:
-        raise LitvaeError(f"true and predicted labels must have one shape, got {tuple(true.shape)} and {tuple(pred.shape)}")
-    if (labels[1] < 0).any(): raise LitvaeError("predicted labels must not be negative; only true labels may be, to mean 'ignore'")
+    shapes = tuple(true.shape), tuple(pred.shape)
+    if shapes[0] != shapes[1]:
+        raise LitvaeError(f"true and predicted labels must have one shape, got {shapes[0]} and {shapes[1]}")
+    if (labels[1] < 0).any():
+        raise LitvaeError("predicted labels must not be negative; only true labels may be, to mean 'ignore'")
     return labels
 
 
@@ -58,11 +61,11 @@ def _tables(true, pred):
 
 
 def contingency_tables(true, pred):
-    """Pixel counts (N, R, C), int64: how many pixels of each image have a true label (row) and a predicted label (column).
+    """Pixel counts (N, R, C), int64: the pixels of each image with a true label (row) and a predicted label (column).
 
-    `true` and `pred` are integer label maps (N, H, W). Rows and columns follow the rising labels of each image; row and column 0
-    stand for label 0 even where it is absent; smaller tables are filled up with zeros. Pixels with a negative true label are not counted.
-    Raises `LitvaeError` for other shapes, floats or negative predictions."""
+    `true` and `pred` are integer label maps (N, H, W). Rows and columns follow the rising labels of each image; row and
+    column 0 stand for label 0 even where it is absent; smaller tables are filled up with zeros. Pixels with a negative
+    true label are not counted. Raises `LitvaeError` for other shapes, floats or negative predictions."""
     return _like(_tables(true, pred), true, pred)
 
 # %% ../../nbs/core/04_metrics.ipynb #ari
@@ -80,9 +83,10 @@ def _ari(table):
 def adjusted_rand_index(true, pred, foreground_only=False):
     """The adjusted Rand index of each image, float64 (N,); 1 is perfect, 0 is chance, negative is worse than chance.
 
-    `true` and `pred` are integer label maps (N, H, W); arrays give an array, tensors a tensor. With `foreground_only` (ARI-FG)
-    only pixels with `true > 0` count. Pixels with `true < 0` never count. No pixel left: 1. Raises `LitvaeError` for other
-    shapes, floats or negative predictions. Source: Hubert & Arabie (1985), equal to scikit-learn's `adjusted_rand_score`."""
+    `true` and `pred` are integer label maps (N, H, W); arrays give an array, tensors a tensor. With `foreground_only`
+    (ARI-FG) only pixels with `true > 0` count. Pixels with `true < 0` never count. No pixel left: 1. Raises
+    `LitvaeError` for other shapes, floats or negative predictions.
+    Source: Hubert & Arabie (1985), equal to scikit-learn's `adjusted_rand_score`."""
     table = _tables(true, pred)
     return _like(_ari(table[:, 1:] if foreground_only else table), true, pred)
 
@@ -101,10 +105,11 @@ def _covering(table, foreground_only=False, weighted=False):
 def segmentation_covering(true, pred, foreground_only=False, weighted=False):
     """The covering of the true regions by the predicted ones for each image, float64 (N,) in [0, 1].
 
-    `true` and `pred` are integer label maps (N, H, W); arrays give an array, tensors a tensor. `foreground_only` (MSC-FG) skips the
-    true region 0 but keeps predicted regions whole; `weighted` weighs regions by their size. Pixels with `true < 0` are ignored, also in the
-    predicted regions. No region to cover: 0. Raises `LitvaeError` for other shapes, floats or negative predictions. Source: Arbelaez et al.
-    (2011); the unweighted mean and the foreground form are those of GENESIS (Engelcke et al., 2020)."""
+    `true` and `pred` are integer label maps (N, H, W); arrays give an array, tensors a tensor. `foreground_only`
+    (MSC-FG) skips the true region 0 but keeps predicted regions whole; `weighted` weighs regions by their size. Pixels
+    with `true < 0` are ignored, also in the predicted regions. No region to cover: 0. Raises `LitvaeError` for other
+    shapes, floats or negative predictions.
+    Source: Arbelaez et al. (2011); plain mean and foreground form as in GENESIS (Engelcke et al., 2020)."""
     return _like(_covering(_tables(true, pred), foreground_only, weighted), true, pred)
 
 # %% ../../nbs/core/04_metrics.ipynb #scores
@@ -113,27 +118,32 @@ def segmentation_scores(true, pred):
 
     The same values as `adjusted_rand_index` and `segmentation_covering`, from one table."""
     table = _tables(true, pred)
-    scores = {"ari": _ari(table), "ari_fg": _ari(table[:, 1:]), "msc": _covering(table), "msc_fg": _covering(table, foreground_only=True)}
+    scores = {"ari": _ari(table), "ari_fg": _ari(table[:, 1:]),
+              "msc": _covering(table), "msc_fg": _covering(table, foreground_only=True)}
     return {name: _like(score, true, pred) for name, score in scores.items()}
 
 
 def segmentation_baselines(true):
     """Mean scores (floats) over the label maps `true` (N, H, W) of two predictions without objects.
 
-    `{"one component": {"ari", "ari_fg", "msc", "msc_fg"}, "foreground/background": {...}}`; the second is outlined perfectly."""
+    `{"one component": {"ari", "ari_fg", "msc", "msc_fg"}, "foreground/background": {...}}`; the second is outlined
+    perfectly. Raises `LitvaeError` for other shapes, floats or an empty batch."""
     _labels(true, "true")                                                              # a clear error first
     if not len(true): raise LitvaeError("baselines need at least one label map, got none")
     found = {"one component": 0 * (true > 0), "foreground/background": true > 0}
-    return {name: {key: float(score.mean()) for key, score in segmentation_scores(true, pred).items()} for name, pred in found.items()}
+    scores = {name: segmentation_scores(true, pred) for name, pred in found.items()}
+    return {name: {key: float(score.mean()) for key, score in four.items()} for name, four in scores.items()}
 
 # %% ../../nbs/core/04_metrics.ipynb #active
 def active_slots(pred, slots, threshold=0.01):
     """The mean number of slots that hold more than the share `threshold` of an image's pixels, a float in [0, slots].
 
-    `pred` is the slot of each pixel, an integer map (N, H, W) with values below `slots`. Raises `LitvaeError` for other values or no image."""
+    `pred` is the slot of each pixel, an integer map (N, H, W) with values below `slots`. Raises `LitvaeError` for other
+    values, shapes, floats or an empty batch."""
     labels = _labels(pred, "predicted", pred.device if isinstance(pred, torch.Tensor) else "cpu")
     if not labels.numel(): raise LitvaeError(f"active slots need at least one pixel, got the shape {tuple(pred.shape)}")
-    if labels.min() < 0 or labels.max() >= slots:
-        raise LitvaeError(f"slots are numbered 0 to {slots - 1}, got labels from {int(labels.min())} to {int(labels.max())}")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= slots:
+        raise LitvaeError(f"slots are numbered 0 to {slots - 1}, got labels from {low} to {high}")
     counts = torch.nn.functional.one_hot(labels, slots).sum(1)                         # (N, slots)
     return (counts > threshold * labels.shape[1]).sum(1).double().mean().item()

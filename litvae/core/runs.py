@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'RunConfig', 'register_task', 'build_task', 'Run', 'save_checkpoint', 'load_checkpoint', 'processor_name',
-           'git_commit', 'environment', 'run_path', 'train_or_load']
+           'git_commit', 'hardware', 'environment', 'run_path', 'train_or_load']
 
 # %% ../../nbs/core/06_runs.ipynb #imports
 import importlib, json, os, platform, subprocess, sys, time, zipfile
@@ -169,12 +169,17 @@ def git_commit():
     except (OSError, subprocess.CalledProcessError): return None
 
 
+def hardware():
+    "What computes here, in a few words: the GPU, or the CPU and the number of threads."
+    if torch.cuda.is_available(): return torch.cuda.get_device_name()
+    return f"{processor_name()}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+
+
 def environment():
     "Versions, commit and hardware of this process as a dict of plain values."
     import litvae
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"python": platform.python_version(), "torch": str(torch.__version__), "litvae": litvae.__version__, "git_commit": git_commit(),
-            "cpu": processor_name(), "gpu": gpu, "threads": torch.get_num_threads()}
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "litvae": litvae.__version__,
+            "git_commit": git_commit(), "hardware": hardware()}
 
 # %% ../../nbs/core/06_runs.ipynb #loop
 def _train(run_path, config, trainer, seconds, progress):

@@ -84,11 +84,12 @@ class ImageVAE(nn.Module):
         if x.shape[1:] != (3, self.size, self.size):
             raise LitvaeError(f"expected images (B, 3, {self.size}, {self.size}), got {tuple(x.shape)}")
         log_mask = torch.zeros_like(x[:, :1]) if log_mask is None else log_mask
-        return posterior_normal(self.encoder(torch.cat([log_mask, x], dim=1)).float())
+        return posterior_normal(self.encoder(torch.cat([log_mask, x], dim=1)))
 
     def decode(self, z):
         "Codes (B, latent) -> means (B, 3, H, W) in (0, 1)."
-        return torch.sigmoid(self.decoder(z).float())
+        logits = self.decoder(z)
+        return torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))     # bfloat16 stays inside the networks
 
     def forward(self, x, log_mask=None, sample=True):
         "Encode, draw a code (or take the posterior mean if `sample` is false), decode: a `VaeOutput`."
@@ -134,26 +135,30 @@ class ComponentVAE(ImageVAE):
         return self.decode(torch.randn(n, self.latent, device=weight.device, dtype=weight.dtype))
 
 # %% ../../nbs/genesis/01_component.ipynb #tables
+def _table_row(layer, inputs, output, activation):
+    "One row of an architecture table, from a call of `layer`."
+    kind = {nn.ConvTranspose2d: "Deconv", nn.Linear: "FC"}.get(type(layer), "Conv")
+    i, o = layer.weight.shape[:2] if kind == "Deconv" else layer.weight.shape[1::-1]
+    side = getattr(layer, "coordinates", inputs[0]).shape[-1]
+    whole = kind == "FC" or side == 1 or output.shape[-1] == 1
+    return {"input": "-" if whole else side, "in channels": i, "out channels": o, "layer": kind, "activation": activation,
+            "kernel": "-" if kind == "FC" else "x".join(map(str, layer.kernel_size)), "stride": "-" if kind == "FC" else layer.stride[0]}
+
+
 def layer_table(vae, part="encoder"):
     """Rows (dicts) of the paper's architecture tables, recorded by running `part` of a `ComponentVAE` once.
 
     Source: Reconstruction Bottlenecks, Tables 3 to 6."""
     rows, hooks = [], []
-    names = {nn.Conv2d: "Conv", nn.ConvTranspose2d: "Deconv", nn.Linear: "FC"}
-
-    def record(layer, inputs, output):
-        kind = next((label for cls, label in names.items() if isinstance(layer, cls)), None)
-        spatial = inputs[0].dim() == 4 and inputs[0].shape[-1] > 1 and output.shape[-1] > 1
-        weight = layer.weight
-        i, o = (weight.shape[0], weight.shape[1]) if kind == "Deconv" else (weight.shape[1], weight.shape[0])
-        canvas = getattr(layer, "coordinates", inputs[0]).shape[-1]
-        rows.append({"input": canvas if spatial or hasattr(layer, "coordinates") else "-", "in channels": i, "out channels": o,
-                     "kernel": f"{layer.kernel_size[0]}x{layer.kernel_size[0]}" if kind != "FC" else "-",
-                     "stride": layer.stride[0] if kind != "FC" else "-", "layer": kind})
-
-    for layer in getattr(vae, part).modules():
-        if isinstance(layer, tuple(names)): hooks.append(layer.register_forward_hook(record))
-    image = torch.zeros(2, 4, vae.size, vae.size)
-    with torch.no_grad(): vae.eval().encoder(image) if part == "encoder" else vae.eval().decoder(torch.zeros(2, vae.latent))
+    blocks = list(getattr(vae, part))
+    for block, after in zip(blocks, blocks[1:] + [None]):
+        layer = block.conv if isinstance(block, GatedConv2d) else block
+        if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)): continue
+        activation = "ELU" if isinstance(after, nn.ELU) else "-"
+        if isinstance(block, GatedConv2d): activation = "GLU" if isinstance(block.norm, nn.Identity) else "BN-GLU"
+        hooks.append(layer.register_forward_hook(lambda *call, activation=activation: rows.append(_table_row(*call, activation))))
+    mode = vae.training
+    with torch.no_grad(): vae.eval().reconstruct(torch.zeros(1, 3, vae.size, vae.size))
+    vae.train(mode)
     for hook in hooks: hook.remove()
     return rows

@@ -49,8 +49,9 @@ def sweep(data, latents, seeds, steps, batch_size, learning_rate, size, channels
           checkpoint_every=500, log_every=10):
     """The `RunConfig`s of Tables 1 and 2, SBD-VAEs first, for one preset section.
 
-    `data` are arguments of `litvae.data.load` (its source is resolved here, once for all), `sbd` and `dc` extra model arguments of each kind."""
-    data = data | {"source": resolve(data["name"], data.get("source", "auto")), "size": size}
+    `data` are arguments of `litvae.data.load` (a source "auto" is settled here, once for all), `sbd` and `dc` extra model arguments of each kind."""
+    if data.get("source", "auto") == "auto": data = data | {"source": resolve(data["name"])}
+    data = data | {"size": size}
     configs = []
     for kind in kinds:
         for seed in seeds:

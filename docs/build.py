@@ -1,0 +1,190 @@
+"""Build the site: `make docs`, or `python docs/build.py [--out FOLDER] [--offline]`.
+
+Pages are copied to OUT/stage in the layout of the repository, so that links between them work there as here; Sphinx
+writes OUT/html. Nothing is executed and nothing outside of OUT is written. MathJax is fetched once with npm and kept
+in OUT/npm."""
+import argparse, json, os, re, shutil, subprocess, sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Reading order and names of the chapters below nbs/; a folder that is not listed comes last under its own name.
+CHAPTERS = {
+    "core": ("Core", "What every model uses: distributions, layers, objectives, runs, figures"),
+    "data": ("Data", "The real data sets and their stand-ins"),
+    "kernels": ("Kernels", "CUDA beside its formula"),
+    "genesis": ("GENESIS", "Scenes as components; reconstruction bottlenecks"),
+    "meme": ("MEME", "Two modalities that supervise each other"),
+    "patchvae": ("PatchVAE", "Parts of an image"),
+    "lsrgan": ("LSR-GAN", "From the thesis on factorised representation"),
+    "transfer": ("Transfer", "From the thesis on factorised representation"),
+    "bfvae": ("BFVAE", "From the thesis on factorised representation"),
+    "said": ("SAID", "From the thesis on factorised representation"),
+    "reproduce": ("Reproducing", "From a preset to a report"),
+}
+MATHJAX, SCRIPT = "mathjax@3.2.2", "mathjax/es5/tex-svg-full.js"
+LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
+
+
+def notebooks(folder):
+    hidden = lambda path: any(part[0] in "._" for part in path.relative_to(folder).parts)
+    return sorted(path for path in folder.rglob("*.ipynb") if not hidden(path))
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+def title_and_summary(path):
+    "The `# Title` of a notebook and the `> summary` below it."
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    text = next((source(cell) for cell in cells if cell["cell_type"] == "markdown"), "")
+    title, summary = re.search(r"^# (.+)$", text, re.M), re.search(r"^> (.+)$", text, re.M)
+    return title[1] if title else path.stem, summary[1] if summary else ""
+
+
+# ------------------------------------------------------------------------------------------------------------- stage
+def stage_pages(root, stage):
+    "Copy what readers read, in the layout of the repository."
+    ignore = shutil.ignore_patterns("__pycache__", ".*", "_*.ipynb")
+    for name in ("nbs", "reproduce", "figures"):
+        if (root / name).is_dir(): shutil.copytree(root / name, stage / name, ignore=ignore)
+    for name in ("README.md", "STYLE.md", "settings.ini"): shutil.copy2(root / name, stage / name)
+    shutil.copytree(root / "docs/_static", stage / "_static")
+    shutil.copy2(root / "docs/conf.py", stage / "conf.py")
+    if not (stage / "figures/REPORT.md").exists():
+        (stage / "figures").mkdir(exist_ok=True)
+        (stage / "figures/REPORT.md").write_text("# Report\n\nNothing is measured yet: `make figures` writes this page.\n")
+
+
+def markdown_cell(name, text):
+    return {"cell_type": "markdown", "id": name, "metadata": {}, "source": text}
+
+
+def stage_results(stage):
+    "Below each notebook of a paper that has no outputs of its own, the pictures that it drew for the report."
+    import yaml
+    for file in sorted((stage / "reproduce").glob("*/paper.yaml")):
+        paper, pages = file.parent.name, yaml.safe_load(file.read_text(encoding="utf-8")).get("pages", {})
+        for path in notebooks(file.parent):
+            notebook = json.loads(path.read_text(encoding="utf-8"))
+            if any(cell.get("outputs") for cell in notebook["cells"]): continue
+            drawn = [name for name, page in pages.items() if page.get("file") == path.name]
+            pictures = [f"![{png.stem}](../../figures/{paper}/{png.name})" for name in drawn
+                        for png in sorted((stage / "figures" / paper).glob(f"{name}*.png"))]
+            note = ("This page is a template: its numbers depend on the preset, so it is kept without outputs. "
+                    "[The report](../../figures/REPORT.md) shows what it wrote at the preset `small`")
+            note += "; the pictures are repeated at the end of this page." if pictures else "."
+            cells = notebook["cells"]
+            place = 1 if cells and cells[0]["cell_type"] == "markdown" else 0
+            cells.insert(place, markdown_cell("template", f":::{{note}}\n{note}\n:::"))
+            if pictures: cells.append(markdown_cell("pictures", "\n\n".join(["## Drawn at the preset `small`", *pictures])))
+            path.write_text(json.dumps(notebook, indent=1), encoding="utf-8")
+
+
+def mend_links(text, folder, root, stage):
+    "Links to files of the repository that are no pages become downloads; links to folders go to their first notebook."
+    def mend(match):
+        picture, label, target = match.groups()
+        file = target.partition("#")[0]
+        if not file or re.match(r"[a-z]+:", target): return match[0]
+        path = Path(os.path.normpath(folder / file))
+        if not path.is_relative_to(stage): return match[0]
+        here = root / path.relative_to(stage)
+        if here.is_dir():
+            pages = notebooks(path) if path.is_dir() else []
+            return f"[{label}]({os.path.relpath(pages[0], folder)})" if pages else label
+        if here.is_file() and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(here, path)
+        download = path.suffix == ".md" and path.is_file() and path not in markdown_pages(stage)
+        return f"[{label}](path:{target})" if download else match[0]
+    return LINK.sub(mend, text)
+
+
+def markdown_pages(stage):
+    return [stage / name for name in ("index.md", "README.md", "STYLE.md", "figures/REPORT.md")]
+
+
+def stage_links(root, stage):
+    for path in markdown_pages(stage)[1:]:
+        path.write_text(mend_links(path.read_text(encoding="utf-8"), path.parent, root, stage), encoding="utf-8")
+    for path in notebooks(stage):
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "markdown": cell["source"] = mend_links(source(cell), path.parent, root, stage)
+        path.write_text(json.dumps(notebook, indent=1), encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------------------------- front
+def toctree(caption, entries):
+    return "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *entries, "```", ""])
+
+
+def front_page(root, stage):
+    "docs/index.md with the table of contents, in reading order, and the first picture of the report."
+    import yaml
+    folders = [path.name for path in sorted((stage / "nbs").iterdir()) if path.is_dir()]
+    order = [name for name in CHAPTERS if name in folders] + [name for name in folders if name not in CHAPTERS]
+    groups = [(*CHAPTERS.get(name, (name.capitalize(), "")), notebooks(stage / "nbs" / name)) for name in order]
+    for paper in sorted((stage / "reproduce").glob("*/")):
+        name, about = paper.name.replace("_", " ").capitalize(), paper / "paper.yaml"
+        title = yaml.safe_load(about.read_text(encoding="utf-8")).get("title", name) if about.exists() else ""
+        groups.append((f"Tables and figures: {name}", title, notebooks(paper)))
+    text = [toctree("Start", ["Getting started <README>", "Report <figures/REPORT>"])]
+    for caption, about, pages in groups:
+        if not pages: continue
+        text.append(f"## {caption}\n" + (f"\n{about}.\n" if about else ""))
+        for page in pages:
+            (title, summary), name = title_and_summary(page), page.relative_to(stage).as_posix()
+            text.append(f"- [{title}]({name})" + (f"  \n  {summary}" if summary else ""))
+        text.append("\n" + toctree(caption, [page.relative_to(stage).with_suffix("").as_posix() for page in pages]))
+    text.append(toctree("About", ["How a notebook reads here <STYLE>"]))
+    report = (stage / "figures/REPORT.md").read_text(encoding="utf-8")
+    picture = re.search(r"!\[[^\]]*\]\(([^):\s]+\.(?:png|svg))\)", report)
+    index = (root / "docs/index.md").read_text(encoding="utf-8")
+    shown = f"[![Paper and ours](figures/{picture[1]})](figures/REPORT.md)" if picture else ""
+    index = index.replace("<!-- picture -->", shown).replace("<!-- chapters -->", "\n".join(text))
+    (stage / "index.md").write_text(index, encoding="utf-8")
+
+
+# ----------------------------------------------------------------------------------------------------------- formulas
+def mathjax(cache, stage, offline):
+    "Put MathJax into the site if npm gives it; says so in one line if not."
+    script = cache / "node_modules" / SCRIPT
+    if not script.exists() and not offline and shutil.which("npm"):
+        cache.mkdir(parents=True, exist_ok=True)
+        command = ["npm", "install", "--prefix", str(cache), "--ignore-scripts", "--no-audit", "--no-fund", "--silent"]
+        try: subprocess.run([*command, MATHJAX], timeout=120, capture_output=True, check=True)
+        except (OSError, subprocess.SubprocessError): pass
+    if script.exists(): shutil.copy2(script, stage / "_static" / script.name)
+    else: print(f"docs: formulas will need the network in the reader's browser, since npm gave no {MATHJAX}")
+
+
+# --------------------------------------------------------------------------------------------------------------- main
+def build(root, out, offline=False):
+    "Stage and build; returns Sphinx's exit status. Warnings are errors."
+    from sphinx.cmd.build import build_main
+    stage, html = out / "stage", out / "html"
+    for folder in (stage, html): shutil.rmtree(folder, ignore_errors=True)
+    stage.mkdir(parents=True)
+    stage_pages(root, stage)
+    stage_results(stage)
+    stage_links(root, stage)
+    front_page(root, stage)
+    mathjax(out / "npm", stage, offline)
+    options = ["-q", "-E", "-W", "--keep-going", "-b", "html", "-d", str(out / "doctrees")]
+    status = build_main([*options, str(stage), str(html)])
+    if status == 0: print(f"docs: {len(list(html.rglob('*.html')))} pages, open {os.path.relpath(html / 'index.html')}")
+    return status
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Build the site from the notebooks.")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/_build", help="where to build (default docs/_build)")
+    parser.add_argument("--offline", action="store_true", help="do not ask npm for MathJax")
+    arguments = parser.parse_args()
+    sys.exit(build(ROOT, arguments.out.resolve(), arguments.offline))
+
+
+if __name__ == "__main__": main()
