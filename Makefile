@@ -18,14 +18,14 @@ CORES = $$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
-	@echo "Variables: PRESET=smoke|quick|small|paper PAPER=all|<name> JOBS=<n> PYTHON=<python> VENV=<folder> ARGS=<for pytest>"
+	@echo "Variables: PRESET=smoke|quick|small|paper PAPER=all|NAME JOBS=N PYTHON=PYTHON VENV=FOLDER ARGS=\"for pytest\""
 
 env:  ## create .venv and install the pinned packages
 	@VENV="$(VENV)" PYTHON="$(PYTHON)" MIN_DISK_GB="$(MIN_DISK_GB)" sh tools/setup.sh
 
 test: env  ## run every test, the notebooks among them
 	@jobs="$(or $(JOBS),$(CORES))"; [ "$$jobs" -le 8 ] || [ -n "$(JOBS)" ] || jobs=8; \
-	$(IN) "$(BIN)/python" -m pytest -n "$$jobs" --dist worksteal $(ARGS)
+	$(IN) "$(BIN)/python" -m pytest -n "$$jobs" --dist loadgroup $(ARGS)
 
 reproduce: env  ## train, draw and judge the papers (PRESET=quick PAPER=all JOBS=)
 	@$(IN) "$(BIN)/litvae" reproduce --preset "$(PRESET)" --paper "$(PAPER)" $(if $(JOBS),--jobs "$(JOBS)")

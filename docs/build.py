@@ -52,9 +52,9 @@ def stage_pages(root, stage):
     for name in ("README.md", "STYLE.md", "settings.ini"): shutil.copy2(root / name, stage / name)
     shutil.copytree(root / "docs/_static", stage / "_static")
     shutil.copy2(root / "docs/conf.py", stage / "conf.py")
-    if not (stage / "figures/REPORT.md").exists():
-        (stage / "figures").mkdir(exist_ok=True)
-        (stage / "figures/REPORT.md").write_text("# Report\n\nNothing is measured yet: `make figures` writes this page.\n")
+    report = stage / "figures/REPORT.md"
+    report.parent.mkdir(exist_ok=True)
+    if not report.exists(): report.write_text("# Report\n\nNothing is measured yet: `make figures` writes this page.\n")
 
 
 def markdown_cell(name, text):
@@ -78,7 +78,8 @@ def stage_results(stage):
             cells = notebook["cells"]
             place = 1 if cells and cells[0]["cell_type"] == "markdown" else 0
             cells.insert(place, markdown_cell("template", f":::{{note}}\n{note}\n:::"))
-            if pictures: cells.append(markdown_cell("pictures", "\n\n".join(["## Drawn at the preset `small`", *pictures])))
+            heading = "## Drawn at the preset `small`"
+            if pictures: cells.append(markdown_cell("pictures", "\n\n".join([heading, *pictures])))
             path.write_text(json.dumps(notebook, indent=1), encoding="utf-8")
 
 

@@ -225,7 +225,7 @@ def _circles(graph):
 MAX_FILE, MAX_NOTEBOOK, MAX_CELL, MAX_LINE = 1_000_000, 300_000, 40, 120
 _MACHINE = re.compile(r"(?<![\w.])/(?:(?:root|home|Users|work)/[\w.]|tmp/(?:tmp|plan|pytest))[\w./-]*")
 _UNFINISHED = re.compile(r"\b(TO" r"DO|FIX" r"ME|NotImplemented" r"Error)\b")
-_REGISTRY = re.compile("py" r"pi\.org|python" r"hosted\.org|registry\." r"npmjs|download\." r"pytorch|conda" r"\.anaconda")
+_REGISTRY = re.compile("py" r"pi\.org|python" r"hosted\.org|registry\." r"npmjs|download\." r"pytorch")
 _TEXT = set(".py .md .ipynb .ini .toml .yml .yaml .sh .smk .txt .csv .json .svg .css .html .js".split()) | {""}
 
 
@@ -280,7 +280,8 @@ def oversized(root):
 
 
 def _too_wide(where, lines):
-    return [f"{where}{n}: {len(line)} columns, the limit is {MAX_LINE}" for n, line in enumerate(lines, 1) if len(line) > MAX_LINE]
+    wide = [(number, len(line)) for number, line in enumerate(lines, 1) if len(line) > MAX_LINE]
+    return [f"{where}{number}: {columns} columns, the limit is {MAX_LINE}" for number, columns in wide]
 
 
 def badly_formed_chapters(root):
@@ -295,7 +296,7 @@ def badly_formed_chapters(root):
             complaints.append(f"{name}: committed with an error among its outputs")
         prose = [line for cell in cells if cell["cell_type"] == "markdown" for line in _outside_fences(source(cell))]
         if sum(line.startswith("# ") for line in prose) != 1 or not re.match(r"# .+\n\n?> .+", source(cells[0])):
-            complaints.append(f"{name}: the first cell, and only it, has a `# Title` and below it `> what the page gives`")
+            complaints.append(f"{name}: the first cell, and only it, has a `# Title`, below it `> what the page gives`")
         if sum("#| default_exp" in source(cell) for cell in cells) != 1:
             complaints.append(f"{name}: needs one `#| default_exp` cell")
         elif "nbdev_export()" not in source(cells[-1]):

@@ -7,6 +7,8 @@ import pytest
 import repository
 from conftest import ROOT
 
+pytestmark = pytest.mark.xdist_group("docs")  # one process, so that the site is built once
+
 
 def build(root, out, *arguments):
     "Run docs/build.py of `root`; returns (exit status, everything printed)."
@@ -122,7 +124,8 @@ def book(tmp_path):
     (root / "tests").mkdir()
     def write(name, cells):
         made = [{"cell_type": kind, "id": f"c{n}", "metadata": {}, "source": text}
-                | ({"outputs": [], "execution_count": None} if kind == "code" else {}) for n, (kind, text) in enumerate(cells)]
+                | ({"outputs": [], "execution_count": None} if kind == "code" else {})
+                for n, (kind, text) in enumerate(cells)]
         kernel = {"name": "python3", "display_name": "python3", "language": "python"}
         text = json.dumps({"cells": made, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5})
         (root / name).parent.mkdir(parents=True, exist_ok=True)

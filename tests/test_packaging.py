@@ -6,6 +6,8 @@ from email.parser import Parser
 import pytest
 from conftest import ROOT, copy_repository
 
+pytestmark = pytest.mark.xdist_group("wheel")  # one process, so that the wheel is built once
+
 # What people have who write notebooks, and users of the models do not: importing it fails in the processes below.
 BLOCKED = ("nbdev fastcore execnb ghapi papermill nbclient nbformat nbconvert IPython ipykernel ipywidgets jupyterlab "
            "jupyter_client jupyter_core sklearn snakemake sphinx myst_nb pytest").split()
@@ -31,8 +33,8 @@ def wheel(tmp_path_factory):
     "The wheel, built from a copy of the repository."
     folder = tmp_path_factory.mktemp("wheel")
     copy = copy_repository(folder / "copy")
-    done = subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index",
-                           "-w", str(folder), str(copy)], capture_output=True, text=True)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
+    done = subprocess.run([*command, "-w", str(folder), str(copy)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     shutil.rmtree(copy)
     (path,) = folder.glob("*.whl")

@@ -40,8 +40,9 @@ class Checkout:
         (self.bin / name).chmod(0o755)
 
     def start(self, *arguments, **env):
-        return subprocess.Popen(["make", *arguments], cwd=self.folder, env={"PATH": str(self.bin), "LOG": str(self.log), **env},
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        env = {"PATH": str(self.bin), "LOG": str(self.log), **env}
+        return subprocess.Popen(["make", *arguments], cwd=self.folder, env=env, text=True, start_new_session=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def started_to_install(self):
         deadline = time.monotonic() + 60
@@ -130,7 +131,7 @@ def test_no_disk(checkout):
 
 def test_a_folder_that_cannot_be_made(checkout):
     checkout.python()
-    assert "cannot make the folder settings.ini/venv" in checkout.fails("env", "VENV=settings.ini/venv")
+    assert "cannot make settings.ini/venv" in checkout.fails("env", "VENV=settings.ini/venv")
 
 
 def test_an_incomplete_checkout(checkout):
@@ -178,6 +179,14 @@ def test_another_python_than_the_environment_has(checkout):
     assert code != 0 and ".venv holds Python 3.11 but PYTHON=python3.12 is 3.12" in err
 
 
+def test_an_environment_of_an_old_python(checkout):
+    checkout.python()
+    checkout.python("python3", "3.10", old=1)
+    (checkout.folder / ".venv/bin").mkdir(parents=True)
+    shutil.copy2(checkout.bin / "python3", checkout.folder / ".venv/bin/python")
+    assert "the Python in .venv is not usable" in checkout.fails("env")
+
+
 def test_an_interrupted_set_up_is_taken_up_again(checkout):
     checkout.python()
     process = checkout.start("env", PIP_SECONDS="30")
@@ -212,7 +221,7 @@ def test_reproduce_passes_its_variables_on(checkout):
 def test_test_runs_pytest_and_docs_builds_the_site(checkout):
     checkout.python()
     _, out, _ = checkout.make("test", "JOBS=2", "ARGS=-k sync")
-    assert out.endswith("python -m pytest -n 2 --dist worksteal -k sync\n")
+    assert out.endswith("python -m pytest -n 2 --dist loadgroup -k sync\n")
     assert re.search(r"-m pytest -n [1-8] --dist", checkout.make("test")[1])
     assert checkout.make("docs")[1].endswith("python docs/build.py\n")
     assert checkout.make("lab")[1].endswith("python -m jupyter lab nbs\n")

@@ -35,8 +35,9 @@ for name in names: importlib.import_module(name)
 unwanted = ("nbdev", "fastcore", "papermill", "nbclient", "IPython", "sklearn", "snakemake")
 present = [name for name in unwanted if importlib.util.find_spec(name)]
 assert not present, f"more than the runtime requirements is installed: {present}"
-print(f"Python {sys.version.split()[0]}, torch {torch.__version__}: torch and torchvision took {torches - start:.2f} s to "
-      f"import, litvae {done - torches:.3f} s, its {len(names)} modules {time.perf_counter() - done:.2f} s")
+print(f"Python {sys.version.split()[0]}, torch {torch.__version__}: importing torch and torchvision took "
+      f"{torches - start:.2f} s, litvae {done - torches:.3f} s more, its {len(names)} modules "
+      f"{time.perf_counter() - done:.2f} s more")
 snippets = re.findall(r"^```python[^\n]*\n(.*?)^```", Path(sys.argv[1]).read_text(encoding="utf-8"), re.M | re.S)
 for snippet in snippets: subprocess.run([sys.executable, "-c", snippet], check=True)
 print(f"{len(snippets)} snippets of README.md ran")

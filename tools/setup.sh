@@ -50,13 +50,14 @@ for candidate in "$@"; do
     break
 done
 if [ -z "$python" ]; then
+    [ "$*" != "$venv/bin/python" ] || fail "the Python in $venv is not usable (3.11 or newer is needed); remove $venv"
     [ -z "$bare" ] || fail "$bare has no venv module; install it (on Debian: apt install python3-venv) or set PYTHON="
     [ -z "$old" ] || fail "Python 3.11 or newer is needed, but $old; install a newer one or set PYTHON="
     fail "no Python 3.11 or newer was found (tried: $*); install one or set PYTHON="
 fi
 
 # One set-up at a time: a second one waits for the first.
-mkdir -p "$venv" 2>/dev/null || fail "cannot make the folder $venv in $(pwd): no permission, or a full or read-only disk"
+mkdir -p "$venv" 2>/dev/null || fail "cannot make $venv in $(pwd): no permission, or a full or read-only disk"
 waited=0
 while ! mkdir "$lock" 2>/dev/null; do
     [ -d "$lock" ] || fail "cannot write into $venv: no permission, or a full or read-only disk"

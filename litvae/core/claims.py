@@ -181,9 +181,9 @@ def _measured(claim, observation):
         series = dict(zip(x, values))
     if not isinstance(series, dict) or not series: _reject(claim, "values must be {condition: {seed: value}}")
     series = {condition: _seeds(claim, condition, values) for condition, values in series.items()}
-    budget = observation.get("budget", math.inf)
-    if "budget" in observation and any(v is not None and not 0 <= v <= budget for s in series.values() for v in s.values()):
-        _reject(claim, f"a value lies outside 0 to the budget {budget:g}; None says that a run never got there")
+    present = [v for values in series.values() for v in values.values() if v is not None]
+    if "budget" in observation and not all(0 <= v <= observation["budget"] for v in present):
+        _reject(claim, f"a value lies outside 0 to the budget {observation['budget']:g}; None says: never got there")
     return series
 
 # %% ../../nbs/core/09_claims.ipynb #words

@@ -9,6 +9,7 @@ __all__ = ['PALETTE', 'Interval', 'use_style', 'colour', 'direction', 'mean_inte
 # %% ../../nbs/core/08_figures.ipynb #imports
 import math, os, platform, subprocess, sys, textwrap
 from collections import namedtuple
+from contextlib import contextmanager
 from importlib.resources import files as package_files
 from pathlib import Path, PurePath
 import matplotlib as mpl
@@ -151,11 +152,17 @@ def mask_colours(mask):
     return colours
 
 # %% ../../nbs/core/08_figures.ipynb #collect
+def _cpu():
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as f:
+            return next(line.split(":", 1)[1].strip() for line in f if line.startswith("model name"))
+    except (OSError, StopIteration): return platform.processor() or platform.machine()
+
+
 def _hardware():
     import torch  # imported here, because reading a report should not take the seconds of importing torch
-    from litvae.core.runs import processor_name
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": processor_name(), "threads": torch.get_num_threads(), "gpu": gpu}
+    return {"cpu": _cpu(), "threads": torch.get_num_threads(), "gpu": gpu}
 
 
 def _git():
@@ -252,6 +259,22 @@ def _show(fig, png, text):
     print(text)
     plt.close(fig)
 
+# %% ../../nbs/core/08_figures.ipynb #settled
+@contextmanager
+def _settled(fig):
+    "The figure with its layout made from scratch and held still; afterwards the axes are where they were."
+    engine, before = fig.get_layout_engine(), [(ax, ax.get_position(True), ax.get_position()) for ax in fig.axes]
+    for ax in fig.axes:
+        if engine and ax.get_subplotspec(): ax._set_position(ax.get_subplotspec().get_position(ax.figure))
+    if engine: engine.execute(fig)
+    fig.set_layout_engine("none")
+    try: yield
+    finally:
+        fig.set_layout_engine(engine)
+        for ax, original, active in before:
+            ax._set_position(original, which="original")
+            ax._set_position(active, which="active")
+
 # %% ../../nbs/core/08_figures.ipynb #save-figure
 def save_figure(fig, stem, provenance, data=None, caption=""):
     """Write `fig` as <stem>.png (150 dpi) and .svg, the plotted numbers `data` (a DataFrame) as .csv, caption and
@@ -261,8 +284,7 @@ def save_figure(fig, stem, provenance, data=None, caption=""):
     line = textwrap.fill(provenance_line(provenance, full=False), width=int(fig.get_figwidth() * 20))
     note = fig.text(0.005, -0.012, line, ha="left", va="top", fontsize=6.5, color="#808080")
     try:
-        with mpl.rc_context({"svg.hashsalt": "litvae", "svg.fonttype": "path"}):
-            fig.draw_without_rendering()  # settles the constrained layout, which a first drawing may still move
+        with mpl.rc_context({"svg.hashsalt": "litvae", "svg.fonttype": "path"}), _settled(fig):
             for suffix, volatile in (("png", ["Software"]), ("svg", ["Date", "Creator"])):
                 with atomic_path(files[suffix]) as temporary:
                     fig.savefig(temporary, dpi=150, bbox_inches="tight", facecolor="white",

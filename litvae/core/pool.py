@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from .files import LitvaeError
 from .runs import RunConfig, run_path, train_or_load
 

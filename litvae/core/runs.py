@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from .files import (CorruptFileError, LitvaeError, atomic_path, cannot_write, fingerprint, read_json,
                                write_json)
 from .training import NonFiniteLoss, Trainer, default_device, evaluate, join_processes

@@ -22,23 +22,23 @@ _BLOCK = 4096
 
 @cache
 def _contributions():
-    "(_BLOCK, 256) uint32: what a byte of each value at each position of a block adds to the checksum after the block."
+    "What each byte at each position of a block adds to the checksum after the block: (_BLOCK, 256) uint32, flattened."
     step = np.arange(256, dtype=np.uint32)
     for _ in range(8): step = np.where(step & 1, (step >> 1) ^ np.uint32(0x82F63B78), step >> 1)
     table = np.empty((_BLOCK, 256), np.uint32)
     table[-1] = step
     for i in range(_BLOCK - 1, 0, -1): table[i - 1] = (table[i] >> 8) ^ step[table[i] & 0xFF]  # one zero byte more
-    return table
+    return table.ravel()
 
 # %% ../../nbs/data/04_tfrecord.ipynb #crc
 def crc32c(data):
     "The CRC-32C checksum of a bytes-like object, as an integer."
-    state, values = 0xFFFFFFFF, np.frombuffer(data, np.uint8)
+    state, values, rows = 0xFFFFFFFF, np.frombuffer(data, np.uint8), 256 * np.arange(_BLOCK)
     for start in range(0, len(values), _BLOCK):
         block = values[start:start + _BLOCK].copy()
         head = block[:4]
         head ^= np.frombuffer(struct.pack("<I", state), np.uint8)[:len(head)]
-        added = _contributions()[_BLOCK - len(block):][np.arange(len(block)), block]
+        added = _contributions().take(rows[_BLOCK - len(block):] + block)
         state = (state >> 8 * len(block)) ^ int(np.bitwise_xor.reduce(added))
     return state ^ 0xFFFFFFFF
 
@@ -118,7 +118,7 @@ def _float_list(data): return np.frombuffer(b"".join(value for _, value in _fiel
 
 
 def parse_example(payload):
-    "The features of a serialized `Example`: a dictionary of flat arrays, uint8 or float32; raises `ValueError` if damaged."
+    "The features of a serialized `Example` as flat arrays, uint8 or float32, by name; raises `ValueError` if damaged."
     found = {}
     try:
         for entry in (entry for _, features in _fields(memoryview(payload)) for _, entry in _fields(features)):
@@ -147,7 +147,7 @@ def _feature(array, layout):
 
 def write_records(path, examples, layout="official"):
     "Write dictionaries of uint8 and float arrays as a gzip-compressed TFRecord file, atomically."
-    if layout not in ("official", "buffer"): raise LitvaeError(f'unknown layout {layout!r}; known are "official" and "buffer"')
+    if layout not in ("official", "buffer"): raise LitvaeError(f'layout {layout!r} is neither "official" nor "buffer"')
     with atomic_path(path) as temporary, gzip.open(temporary, "wb", compresslevel=1) as f:
         for example in examples:
             entries = (_field(1, key.encode()) + _field(2, _feature(array, layout)) for key, array in example.items())
@@ -162,9 +162,10 @@ def _shaped(features, schema):
     record = {}
     for name, (dtype, shape) in schema.items():
         if name not in features: raise ValueError(f"no feature {name!r}, only {', '.join(features)}")
-        if features[name].dtype != dtype or features[name].size != np.prod(shape):
-            raise ValueError(f"{name}: expected {dtype} {shape}, found {features[name].size} values of {features[name].dtype}")
-        record[name] = features[name].reshape(shape)
+        values = features[name]
+        if values.dtype != dtype or values.size != np.prod(shape):
+            raise ValueError(f"{name}: expected {dtype} {shape}, found {values.size} values of {values.dtype}")
+        record[name] = values.reshape(shape)
     return record
 
 
@@ -175,11 +176,11 @@ def read_records(path, schema, start=0, verify=True):
     for number, payload in frames(path, start, verify):
         try: yield _shaped(parse_example(payload), schema)
         except ValueError as error:
-            raise CorruptFileError(f"{path}: record {number} is not as expected ({error}); get the file again") from error
+            raise CorruptFileError(f"{path}: record {number} is not as it should be ({error}); get it again") from error
 
 # %% ../../nbs/data/04_tfrecord.ipynb #ids
 def instance_ids(masks, backgrounds=1):
-    "Ids (..., H, W) uint8 from entity masks (..., E, H, W) of 0 and 255: 0 for the first `backgrounds` entities, else e + 1."
+    "Ids (..., H, W) uint8 from masks (..., E, H, W), 0 or 255: 0 for the first `backgrounds` entities, then e + 1."
     entity = np.arange(masks.shape[-3])
     ids = np.where(entity < backgrounds, 0, entity + 1).astype(np.uint8)[:, None, None]
     return ((masks > 127) * ids).max(-3)
@@ -188,8 +189,8 @@ def instance_ids(masks, backgrounds=1):
 def convert(path, schema, entity_axis, backgrounds=1, first=0, last=None, size=64, verify=True):
     """The `Recipe` for records `first` to `last` (None: the end) of a multi-object file.
 
-    entity_axis: of one record's mask, 0 for (E, H, W, 1), 2 for (H, W, E, 1). backgrounds: see `instance_ids`. size: see
-    `shrink`. verify: see `frames`. Raises `CorruptFileError` with the record number while it is read."""
+    entity_axis: of a record's mask, 0 for (E, H, W, 1), 2 for (H, W, E, 1). backgrounds: see `instance_ids`. size: see
+    `shrink`. verify: see `frames`. Reading raises `CorruptFileError` with the number of a damaged record."""
     def arrays(records):
         batch = {name: np.stack([record[name] for record in records]) for name in schema}
         masks = np.moveaxis(batch["mask"][..., 0], entity_axis + 1, 1)  # (N, E, H, W)

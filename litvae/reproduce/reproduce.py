@@ -10,7 +10,7 @@ import sys, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from ..core.files import LitvaeError
 from ..core.pool import steps_done, train_all
 from ..data import load

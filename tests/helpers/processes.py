@@ -12,7 +12,7 @@ from litvae.core.files import LitvaeError
 from litvae.core.runs import RunConfig, train_or_load
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["litvae.core.runs", "litvae.genesis.vanilla", "litvae.data"])
+context.set_forkserver_preload(["litvae.core.runs", "litvae.genesis.vanilla", "torch._dynamo"])    # (the last one comes with an optimiser)
 REFUSED = 3                                                        # exit code after a LitvaeError
 
 
