@@ -25,7 +25,7 @@ env:  ## create .venv and install the pinned packages
 
 test: env  ## run every test, the notebooks among them
 	@jobs="$(or $(JOBS),$(CORES))"; [ "$$jobs" -le 8 ] || [ -n "$(JOBS)" ] || jobs=8; \
-	$(IN) "$(BIN)/python" -m pytest -n "$$jobs" --dist loadgroup $(ARGS)
+	$(IN) "$(BIN)/python" -m pytest -n "$$jobs" --dist worksteal $(ARGS)
 
 reproduce: env  ## train, draw and judge the papers (PRESET=quick PAPER=all JOBS=)
 	@$(IN) "$(BIN)/litvae" reproduce --preset "$(PRESET)" --paper "$(PAPER)" $(if $(JOBS),--jobs "$(JOBS)")

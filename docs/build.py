@@ -43,6 +43,11 @@ def title_and_summary(path):
     return title[1] if title else path.stem, summary[1] if summary else ""
 
 
+def guides(root):
+    "Pages that are written by hand: docs/*.md but the front page."
+    return [path for path in sorted((root / "docs").glob("*.md")) if path.name != "index.md"]
+
+
 # ------------------------------------------------------------------------------------------------------------- stage
 def stage_pages(root, stage):
     "Copy what readers read, in the layout of the repository."
@@ -50,6 +55,8 @@ def stage_pages(root, stage):
     for name in ("nbs", "reproduce", "figures"):
         if (root / name).is_dir(): shutil.copytree(root / name, stage / name, ignore=ignore)
     for name in ("README.md", "STYLE.md", "settings.ini"): shutil.copy2(root / name, stage / name)
+    (stage / "docs").mkdir()
+    for path in guides(root): shutil.copy2(path, stage / "docs" / path.name)
     shutil.copytree(root / "docs/_static", stage / "_static")
     shutil.copy2(root / "docs/conf.py", stage / "conf.py")
     report = stage / "figures/REPORT.md"
@@ -61,25 +68,42 @@ def markdown_cell(name, text):
     return {"cell_type": "markdown", "id": name, "metadata": {}, "source": text}
 
 
-def stage_results(stage):
-    "Below each notebook of a paper that has no outputs of its own, the pictures that it drew for the report."
+def drawn_by(stage, paper, name):
+    "Tables and pictures below figures/ whose name is `name` or begins with it, as Markdown."
+    for path in sorted((stage / "figures" / paper).glob(f"{name}*")):
+        if not re.fullmatch(rf"{name}([_-].+)?", path.stem): continue
+        if path.suffix == ".md": yield path.read_text(encoding="utf-8").strip()
+        if path.suffix == ".png": yield f"![{path.stem}](../../figures/{paper}/{path.name})"
+
+
+def papers(stage):
+    return sorted({path.parent for path in (stage / "reproduce").glob("*/*.ipynb")})
+
+
+def about(folder):
+    "A paper's title and pages, from its pages.yaml."
     import yaml
-    for file in sorted((stage / "reproduce").glob("*/paper.yaml")):
-        paper, pages = file.parent.name, yaml.safe_load(file.read_text(encoding="utf-8")).get("pages", {})
-        for path in notebooks(file.parent):
+    path = folder / "pages.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def stage_results(stage):
+    "Below each notebook of a paper that has no outputs of its own, what it wrote for the report."
+    for folder in papers(stage):
+        paper, pages = folder.name, about(folder).get("pages", {})
+        for path in notebooks(folder):
             notebook = json.loads(path.read_text(encoding="utf-8"))
             if any(cell.get("outputs") for cell in notebook["cells"]): continue
             drawn = [name for name, page in pages.items() if page.get("file") == path.name]
-            pictures = [f"![{png.stem}](../../figures/{paper}/{png.name})" for name in drawn
-                        for png in sorted((stage / "figures" / paper).glob(f"{name}*.png"))]
+            results = [text for name in drawn for text in drawn_by(stage, paper, name)]
             note = ("This page is a template: its numbers depend on the preset, so it is kept without outputs. "
                     "[The report](../../figures/REPORT.md) shows what it wrote at the preset `small`")
-            note += "; the pictures are repeated at the end of this page." if pictures else "."
+            note += "; the results are repeated at the end of this page." if results else "."
             cells = notebook["cells"]
             place = 1 if cells and cells[0]["cell_type"] == "markdown" else 0
             cells.insert(place, markdown_cell("template", f":::{{note}}\n{note}\n:::"))
-            heading = "## Drawn at the preset `small`"
-            if pictures: cells.append(markdown_cell("pictures", "\n\n".join([heading, *pictures])))
+            heading = "## Written at the preset `small`"
+            if results: cells.append(markdown_cell("results", "\n\n".join([heading, *results])))
             path.write_text(json.dumps(notebook, indent=1), encoding="utf-8")
 
 
@@ -104,7 +128,7 @@ def mend_links(text, folder, root, stage):
 
 
 def markdown_pages(stage):
-    return [stage / name for name in ("index.md", "README.md", "STYLE.md", "figures/REPORT.md")]
+    return [stage / name for name in ("index.md", "README.md", "STYLE.md", "figures/REPORT.md")] + guides(stage)
 
 
 def stage_links(root, stage):
@@ -124,23 +148,24 @@ def toctree(caption, entries):
 
 def front_page(root, stage):
     "docs/index.md with the table of contents, in reading order, and the first picture of the report."
-    import yaml
     folders = [path.name for path in sorted((stage / "nbs").iterdir()) if path.is_dir()]
     order = [name for name in CHAPTERS if name in folders] + [name for name in folders if name not in CHAPTERS]
     groups = [(*CHAPTERS.get(name, (name.capitalize(), "")), notebooks(stage / "nbs" / name)) for name in order]
-    for paper in sorted((stage / "reproduce").glob("*/")):
-        name, about = paper.name.replace("_", " ").capitalize(), paper / "paper.yaml"
-        title = yaml.safe_load(about.read_text(encoding="utf-8")).get("title", name) if about.exists() else ""
-        groups.append((f"Tables and figures: {name}", title, notebooks(paper)))
+    for folder in papers(stage):
+        order = [page.get("file") for page in about(folder).get("pages", {}).values()]
+        pages = sorted(notebooks(folder), key=lambda path: order.index(path.name) if path.name in order else len(order))
+        name = folder.name.replace("_", " ").capitalize()
+        groups.append((f"Tables and figures: {name}", about(folder).get("title", ""), pages))
     text = [toctree("Start", ["Getting started <README>", "Report <figures/REPORT>"])]
-    for caption, about, pages in groups:
+    for caption, subtitle, pages in groups:
         if not pages: continue
-        text.append(f"## {caption}\n" + (f"\n{about}.\n" if about else ""))
+        text.append(f"## {caption}\n" + (f"\n{subtitle}.\n" if subtitle else ""))
         for page in pages:
             (title, summary), name = title_and_summary(page), page.relative_to(stage).as_posix()
             text.append(f"- [{title}]({name})" + (f"  \n  {summary}" if summary else ""))
         text.append("\n" + toctree(caption, [page.relative_to(stage).with_suffix("").as_posix() for page in pages]))
-    text.append(toctree("About", ["How a notebook reads here <STYLE>"]))
+    by_hand = [f"docs/{path.stem}" for path in guides(root)]
+    text.append(toctree("About", [*by_hand, "How a notebook reads here <STYLE>"]))
     report = (stage / "figures/REPORT.md").read_text(encoding="utf-8")
     picture = re.search(r"!\[[^\]]*\]\(([^):\s]+\.(?:png|svg))\)", report)
     index = (root / "docs/index.md").read_text(encoding="utf-8")

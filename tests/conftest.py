@@ -3,6 +3,7 @@ import os, shutil, tempfile
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,6 +34,18 @@ def pytest_collection_modifyitems(items):
     import torch
     if torch.cuda.is_available(): return
     for item in wanting: item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def once(name, make):
+    "The folder that `make(folder)` fills, called by the first of all parallel workers that asks and by no other."
+    folder = _home / "once" / name
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            work = Path(tempfile.mkdtemp(dir=folder.parent))
+            make(work)
+            work.rename(folder)
+    return folder
 
 
 def copy_repository(target, *names):

@@ -3,7 +3,7 @@ of complaints, one line each: an empty list is a pass. test_repository.py runs t
 import ast, filecmp, fnmatch, json, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
-import nbformat
+import nbformat, yaml
 
 # ---------------------------------------------------------------------------------------------------------- files
 _LEFT_OUT = {".git", ".venv", "__pycache__", "build", "dist", ".ipynb_checkpoints", ".pytest_cache", ".snakemake",
@@ -128,6 +128,26 @@ def lost_parameters(root, near_top=5):
                 if not body: complaints.append(f"{name}: the `parameters` cell sets nothing")
                 complaints += [f"{name}: not a literal assignment in the `parameters` cell: {ast.unparse(node)}"
                                for node in body if not _is_literal_assignment(node)]
+    return complaints
+
+
+def wrong_pages(root):
+    "Pages of a pages.yaml whose notebook is missing or has no such parameter, and notebooks that no page uses."
+    complaints = []
+    for listing in sorted((root / "reproduce").glob("*/pages.yaml")):
+        where, unused = listing.relative_to(root).as_posix(), {path.name for path in listing.parent.rglob("*.ipynb")}
+        pages = yaml.safe_load(listing.read_text(encoding="utf-8"))["pages"]
+        for name, page in pages.items():
+            path = listing.parent / page["file"]
+            if not path.exists():
+                complaints.append(f"{where}: {name} names {page['file']}, which does not exist")
+                continue
+            unused.discard(path.name)
+            tagged = [cell for cell in read(path)["cells"] if "parameters" in cell["metadata"].get("tags", [])]
+            text = "\n".join(source(cell) for cell in tagged)
+            unknown = sorted(set(page.get("parameters", {})) - set(re.findall(r"(?m)^(\w+)\s*[:=]", text)))
+            if unknown: complaints.append(f"{where}: {name} sets {unknown}, unknown to {page['file']}")
+        complaints += [f"{where}: no page uses {name}" for name in sorted(unused)]
     return complaints
 
 

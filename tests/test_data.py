@@ -52,7 +52,7 @@ def test_splits_seeds_and_options_are_independent_draws(tmp_path):
 def test_the_generator_is_the_one_of_its_version(tmp_path):
     ds = load(**SCENES, n=256, root=tmp_path)
     drawn = hashlib.sha256(b"".join(ds[key].tobytes() for key in ("sprites", "latents", "colours"))).hexdigest()
-    assert (ds.meta["version"], drawn[:16]) == (1, "9b31c12e81e71ae1"), "other scenes: raise the version of the stand-in"
+    assert (ds.meta["version"], drawn[:16]) == (1, "9b31c12e81e71ae1"), "other scenes: raise the version"
     assert abs(int((ds["mask"] > 0).sum()) - 6322) <= 10  # pixels may differ at an edge
 
 
@@ -222,8 +222,9 @@ def test_a_damaged_store_is_refused_and_left_alone(tmp_path, name, damage):
 
 
 @pytest.mark.parametrize("old, new", [
-    ("}", ""), ("{", "[]"), ('"count"', '"cuont"'), ('"seed": 0', '"seed": 1'), ("sha256", "sha265"),
-    ('"|u1"', '"|x9"'), ('"count": 256', '"count": 255'), ('"size": 16', '"size": 32'), ('"arrays": {', '"arrays": 3, "a": {')])
+    ("}", ""), ("{", "[]"), ('"count"', '"cuont"'), ('"exhausted"', '"e"'), ('"arrays": {', '"arrays": 3, "a": {'),
+    ('"seed": 0', '"seed": 1'), ("sha256", "sha265"), ('"|u1"', '"|x9"'), ('"count": 256', '"count": 255'),
+    ('"size": 16', '"size": 32')])
 def test_a_damaged_meta_is_refused(tmp_path, old, new):
     load(**SCENES, n=10, root=tmp_path)
     path = only(tmp_path, "meta.json")

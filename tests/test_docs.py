@@ -5,10 +5,7 @@ from pathlib import Path
 
 import pytest
 import repository
-from conftest import ROOT
-
-pytestmark = pytest.mark.xdist_group("docs")  # one process, so that the site is built once
-
+from conftest import ROOT, once
 
 def build(root, out, *arguments):
     "Run docs/build.py of `root`; returns (exit status, everything printed)."
@@ -52,14 +49,13 @@ def remote(html):
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def site():
     "The site of this repository, built as where there is no npm."
-    out = tmp_path_factory.mktemp("site")
-    status, printed = build(ROOT, out, "--offline")
-    assert status == 0 and "warning" not in printed.lower(), printed
-    assert "formulas will need the network" in printed
-    yield out / "html"
-    shutil.rmtree(out)
+    def make(out):
+        status, printed = build(ROOT, out, "--offline")
+        assert status == 0 and "warning" not in printed.lower(), printed
+        assert "formulas will need the network" in printed
+    return once("site", make) / "html"
 
 
 def test_every_notebook_has_a_page_and_is_listed(site):
@@ -119,8 +115,10 @@ def book(tmp_path):
     root = tmp_path / "book"
     shutil.copytree(ROOT / "docs", root / "docs", ignore=shutil.ignore_patterns("_build"))
     for name in ("settings.ini", "setup.py"): shutil.copy2(ROOT / name, root / name)
-    (root / "README.md").write_text("# small\n\n[a folder](nbs/kernels) and <img src='figures/paper/table1.png'>\n")
+    (root / "README.md").write_text("# small\n\n[a folder](nbs/kernels), [a guide](docs/guide.md), and\n"
+                                    "<img src='figures/paper/table1.png'>\n")
     (root / "STYLE.md").write_text("# style\n")
+    (root / "docs/guide.md").write_text("# A guide\n\nBack to [the start](../README.md).\n")
     (root / "tests").mkdir()
     def write(name, cells):
         made = [{"cell_type": kind, "id": f"c{n}", "metadata": {}, "source": text}
@@ -133,12 +131,12 @@ def book(tmp_path):
     write("nbs/kernels/00_axpy.ipynb", CHAPTER)
     write("nbs/unheard/00_of.ipynb", [("markdown", "# A chapter of a later day\n\n> Listed all the same.")])
     write("reproduce/paper/table.ipynb", [("markdown", "# Table 1\n\n> The numbers."), ("code", "seed = 0")])
-    (root / "reproduce/paper/paper.yaml").write_text("title: A paper\npages:\n  table1: {file: table.ipynb}\n")
+    (root / "reproduce/paper/pages.yaml").write_text("title: A paper\npages:\n  table1: {file: table.ipynb}\n")
     (root / "figures/paper").mkdir(parents=True)
     picture = bytes.fromhex("89504e470d0a1a0a0000000d4948445200000001000000010804000000b51c0c02"
                             "0000000b4944415478da6364f80f00010501012718e3660000000049454e44ae426082")
     (root / "figures/paper/table1.png").write_bytes(picture)
-    (root / "figures/paper/table1.md").write_text("no page of its own\n")
+    (root / "figures/paper/table1.md").write_text("The numbers\n\n| a | b |\n|---|---|\n| 1 | 2 |\n")
     (root / "figures/REPORT.md").write_text("# Report\n\n![Table 1](paper/table1.png) [data](paper/table1.md)\n")
     return root
 
@@ -157,7 +155,7 @@ def test_a_small_book(book, tmp_path):
     front = (html / "index.html").read_text(encoding="utf-8")
     assert "A chapter of a later day" in front and "Listed all the same." in front and "table1.png" in front
     template = (html / "reproduce/paper/table.html").read_text(encoding="utf-8")
-    assert "template" in template and "table1.png" in template
+    assert all(word in template for word in ("template", "table1.png", "The numbers"))
 
 
 def test_faults_in_a_page_fail_the_build(book, tmp_path):

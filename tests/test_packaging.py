@@ -4,9 +4,7 @@ from configparser import ConfigParser
 from email.parser import Parser
 
 import pytest
-from conftest import ROOT, copy_repository
-
-pytestmark = pytest.mark.xdist_group("wheel")  # one process, so that the wheel is built once
+from conftest import ROOT, copy_repository, once
 
 # What people have who write notebooks, and users of the models do not: importing it fails in the processes below.
 BLOCKED = ("nbdev fastcore execnb ghapi papermill nbclient nbformat nbconvert IPython ipykernel ipywidgets jupyterlab "
@@ -29,21 +27,22 @@ def settings():
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    "The wheel, built from a copy of the repository."
-    folder = tmp_path_factory.mktemp("wheel")
-    copy = copy_repository(folder / "copy")
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
-    done = subprocess.run([*command, "-w", str(folder), str(copy)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    shutil.rmtree(copy)
-    (path,) = folder.glob("*.whl")
+def wheel():
+    "The wheel, built from a copy of the repository, and unpacked into site/ beside it."
+    def make(folder):
+        copy = copy_repository(folder / "copy")
+        command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
+        done = subprocess.run([*command, "-w", str(folder), str(copy)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        shutil.rmtree(copy)
+        (path,) = folder.glob("*.whl")
+        with zipfile.ZipFile(path) as archive: archive.extractall(folder / "site")
+    (path,) = once("wheel", make).glob("*.whl")
     return path
 
 
 @pytest.fixture(scope="module")
 def unpacked(wheel):
-    with zipfile.ZipFile(wheel) as archive: archive.extractall(wheel.parent / "site")
     return wheel.parent / "site"
 
 

@@ -1,5 +1,5 @@
 "The repository is what it claims to be; and each check is shown to fail on a copy that was broken on purpose."
-import json, os, re, subprocess, sys
+import json, os, re, shlex, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -103,6 +103,21 @@ def test_good_parameters_pass(tmp_path):
     small_notebook(tmp_path / "reproduce/paper/table.ipynb", ("markdown", "# Table"),
                    ("code", "seeds = [0, 1]  # which\npreset = 'quick'\nsize: int = -1\nout = None", "parameters"))
     passes(repository.lost_parameters(tmp_path))
+
+
+def test_pages_and_notebooks_agree():
+    passes(repository.wrong_pages(ROOT))
+
+
+def test_wrong_pages_are_reported(tmp_path):
+    for name in ("table", "spare"):
+        small_notebook(tmp_path / f"reproduce/paper/{name}.ipynb", ("code", "seed = 0", "parameters"))
+    (tmp_path / "reproduce/paper/pages.yaml").write_text(
+        "pages:\n  a: {file: table.ipynb, parameters: {seed: 1}}\n"
+        "  b: {file: table.ipynb, parameters: {sede: 1}}\n  c: {file: lost.ipynb}\n")
+    complaints = repository.wrong_pages(tmp_path)
+    for words in ("b sets ['sede']", "c names lost.ipynb", "no page uses spare.ipynb"): reports(complaints, words)
+    assert len(complaints) == 3
 
 
 def test_a_tag_lost_by_cleaning_would_be_noticed(repository_copy):
@@ -233,6 +248,13 @@ COVERED = {
     r"make docs": "test_docs.py",
     r"make test( (JOBS=\d+|ARGS=.+))*": "test_setup.py",
     r"make (reproduce|figures)( (PRESET|PAPER|JOBS)=\w+)*": "test_setup.py",
+    r"pip install -c constraints\.txt \.": "test_packaging.py",
+    r"export LITVAE_DATA=\S+": None,
+    r"litvae (train|reproduce) --(sweep|paper) \w+ --preset smoke( --jobs \d+)?": "test_reproduce.py",
+    r"litvae report --preset smoke": "test_reproduce.py",
+    r"litvae data": "test_repository.py",  # the three below are run by test_commands_of_the_readme_answer
+    r"litvae data multi_dsprites --source real --split \w+": "test_repository.py",
+    r"litvae train --sweep \w+ --preset paper --list": "test_repository.py",
 }
 
 
@@ -246,8 +268,32 @@ def test_links_lead_somewhere(name):
 
 
 def test_commands_of_the_readme_are_covered():
-    assert all(name is None or (ROOT / "tests" / name).exists() for name in COVERED.values())
+    passes([f"COVERED names tests/{name}, which does not exist" for name in sorted(set(COVERED.values()) - {None})
+            if not (ROOT / "tests" / name).exists()])
     passes(repository.uncovered_commands(readme(), COVERED))
+
+
+def test_commands_of_the_readme_are_understood():
+    "In code blocks, tables and running text alike."
+    from litvae.reproduce.cli import parser
+    shown = [command for command in repository.commands(readme()) if command.startswith("litvae ")]
+    shown += re.findall(r"`(litvae (?:train|reproduce|data|report)[^`]*)`", readme())
+    for command in shown:
+        try: parser().parse_args(shlex.split(command)[1:])
+        except SystemExit as stop: assert stop.code == 0, f"litvae does not understand README.md's `{command}`"
+
+
+@pytest.mark.parametrize("arguments, code, words", [
+    ("data", 0, "multi_dsprites"),
+    ("data multi_dsprites --source real --split validation", 1, "LITVAE_DATA"),
+    ("train --sweep reconstruction_bottlenecks --preset paper --list", 0, "steps"),
+])
+def test_commands_of_the_readme_answer(arguments, code, words, tmp_path):
+    done = subprocess.run([sys.executable, "-c", "from litvae.reproduce.cli import main; raise SystemExit(main())",
+                           *arguments.split()], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "LITVAE_DATA": str(tmp_path)})
+    assert done.returncode == code and words in done.stdout + done.stderr, done.stdout + done.stderr
+    if code: assert "Traceback" not in done.stderr and done.stderr.startswith("litvae: ")
 
 
 def test_snippets_of_the_readme_run(tmp_path):

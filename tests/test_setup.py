@@ -221,7 +221,7 @@ def test_reproduce_passes_its_variables_on(checkout):
 def test_test_runs_pytest_and_docs_builds_the_site(checkout):
     checkout.python()
     _, out, _ = checkout.make("test", "JOBS=2", "ARGS=-k sync")
-    assert out.endswith("python -m pytest -n 2 --dist loadgroup -k sync\n")
+    assert out.endswith("python -m pytest -n 2 --dist worksteal -k sync\n")
     assert re.search(r"-m pytest -n [1-8] --dist", checkout.make("test")[1])
     assert checkout.make("docs")[1].endswith("python docs/build.py\n")
     assert checkout.make("lab")[1].endswith("python -m jupyter lab nbs\n")

@@ -180,7 +180,10 @@ def _measured(claim, observation):
         if not all(map(_TYPES["a number"], x)) or x != sorted(set(x)): _reject(claim, f"x must increase; found {x}")
         series = dict(zip(x, values))
     if not isinstance(series, dict) or not series: _reject(claim, "values must be {condition: {seed: value}}")
-    series = {condition: _seeds(claim, condition, values) for condition, values in series.items()}
+    printed = list(claim.paper)  # JSON sorts its keys: restore the paper's order of conditions
+    order = {c: printed.index(str(c)) if str(c) in printed else len(printed) + i for i, c in enumerate(series)}
+    conditions = series if claim.kind == "trend" else sorted(series, key=order.get)
+    series = {c: _seeds(claim, c, series[c]) for c in conditions}
     present = [v for values in series.values() for v in values.values() if v is not None]
     if "budget" in observation and not all(0 <= v <= observation["budget"] for v in present):
         _reject(claim, f"a value lies outside 0 to the budget {observation['budget']:g}; None says: never got there")
@@ -254,12 +257,13 @@ def _slope(claim, series, budget, bound):
     sign = {"falls": -1, "rises": 1}[claim.judge["direction"]]
     status = _decide(slope._replace(mean=sign * slope.mean))
     text = f"{claim.metric} changes by {_spread(slope)} per {'doubling' if log2 else 'unit'} from {x[0]:g} to {x[-1]:g}"
-    for i, step in enumerate(np.diff(table).T):
-        change = mean_interval(step, level=1 - 0.05 / (len(x) - 1))
-        if _decide(change._replace(mean=sign * change.mean)) == "fails" and status != "fails":
-            status = "fails"
-            text += f", but the step from {x[i]:g} to {x[i + 1]:g} goes the other way, by {_spread(change)}"
-    return status, text
+    if status == "fails": return status, text
+    steps = [mean_interval(step, level=1 - 0.05 / (len(x) - 1)) for step in np.diff(table).T]
+    i = max(range(len(steps)), key=lambda i: -sign * steps[i].mean)
+    if sign * steps[i].mean > 0: return status, text
+    broken = any(_decide(step._replace(mean=sign * step.mean)) == "fails" for step in steps)
+    text += f", but the step from {x[i]:g} to {x[i + 1]:g} does not go that way: {_spread(steps[i])}"
+    return "fails" if broken else "inconclusive", text
 
 # %% ../../nbs/core/09_claims.ipynb #flat
 def _flat(claim, series, budget, bound):

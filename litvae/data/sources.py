@@ -9,7 +9,7 @@ __all__ = ['SPLITS', 'SHARD', 'DataSet', 'data_root', 'Recipe', 'shard_rng', 'sh
 # %% ../../nbs/data/01_sources.ipynb #imports
 import hashlib, inspect, json, os, platform, shutil
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -146,11 +146,11 @@ def _open_array(path, spec, known):
 
 # %% ../../nbs/data/01_sources.ipynb #store-open-all
 def _open_arrays(folder, key, meta):
-    if {k: meta[k] for k in key} != key: raise _corrupt(folder / "meta.json", key, meta)
+    if (described := {k: meta[k] for k in key}) != key: raise _corrupt(folder / "meta.json", key, described)
     known = {}
     with suppress(CorruptFileError, OSError): known = read_json(folder / ".verified.json")
     arrays = {k: _open_array(folder / _file(k), spec, known.get(_file(k))) for k, spec in meta["arrays"].items()}
-    if {len(array) for array in arrays.values()} != {meta["count"]}: raise KeyError("count")
+    if {len(array) for array in arrays.values()} != {meta["count"]} or "exhausted" not in meta: raise KeyError("count")
     if known != {_file(k): _stamp(folder / _file(k)) for k in arrays}: _remember(folder, map(_file, arrays))
     return arrays, meta
 
@@ -158,8 +158,8 @@ def _open_arrays(folder, key, meta):
 def _open(folder, key):
     "(arrays, meta) of the complete set in `folder`, None if there is no meta.json; raises `CorruptFileError`."
     path = folder / "meta.json"
-    if not path.exists(): return None
     try: return _open_arrays(folder, key, read_json(path))
+    except (FileNotFoundError, NotADirectoryError): return None
     except (KeyError, TypeError, AttributeError) as error:
         raise _corrupt(path, "the description of a data set", f"another structure ({error!r})") from error
 
@@ -171,14 +171,14 @@ def _writing(path):
 
 
 @contextmanager
-def _locked(folder):
-    "Hold the lock of `folder`, and say so when another process has it."
+def _locked(folder, what):
+    "Hold the lock of `folder`; says so when another process has it."
     lock = FileLock(folder / ".lock")
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try: lock.acquire(timeout=0)
         except Timeout:
-            print(f"waiting for another process that is working in {folder}")
+            print(f"waiting for another process that makes {what}")
             lock.acquire()
     try: yield
     finally: lock.release()
@@ -211,7 +211,7 @@ def _grow(folder, key, recipe, wanted, found):
             bar.update(progress["count"] - bar.n)
     if not progress["count"]: raise LitvaeError(f"{key['name']} has no items in the split {key['split']}")
     ended = progress["count"] < wanted or progress["count"] == recipe.count or progress["count"] % SHARD != 0
-    meta = {**key, "count": progress["count"], "complete": ended}
+    meta = {**key, "count": progress["count"], "exhausted": ended}
     with _writing(folder): _finish(folder, parts, meta, progress["arrays"])
 
 
@@ -232,13 +232,13 @@ def stored(folder, key, recipe, n=None):
     for a damaged file of the store, `LitvaeError` if the disk refuses."""
     folder, wanted = Path(folder), n or recipe.count or np.inf
 
-    def enough(found): return found is not None and (found[1]["complete"] or found[1]["count"] >= wanted)
+    def enough(found): return found is not None and (found[1]["exhausted"] or found[1]["count"] >= wanted)
 
     try:
         if enough(found := _open(folder, key)): return found
     except CorruptFileError:  # unless another process is just replacing it: look again under the lock
         if not os.access(folder, os.W_OK): raise
-    with _locked(folder):
+    with _locked(folder, f"{key['name']}, {key['split']}"):
         found = _open(folder, key)
         if enough(found): return found
         _grow(folder, key, recipe, wanted, found)
@@ -307,6 +307,7 @@ def resolve(name, source="auto", root=None):
     present = _present(entry, folder)
     chosen = source if source != "auto" else "real" if present or not entry.standin else "standin"
     if chosen == "standin" and not entry.standin: raise LitvaeError(f"{name} has no stand-in. {entry.doc}")
+    if chosen == "real" and not entry.real: raise LitvaeError(f"{name} has only a stand-in, {entry.standin_name}")
     if chosen == "real" and not present: raise _missing(entry, folder)
     if source == "auto" and (name, chosen) not in _ANNOUNCED:
         _ANNOUNCED.add((name, chosen))
@@ -315,11 +316,16 @@ def resolve(name, source="auto", root=None):
     return chosen
 
 # %% ../../nbs/data/01_sources.ipynb #load
+_LAYOUT = 1  # of the store; raised when meta.json or the files take another form, so that old folders are left alone
+
+
 def _recipe(entry, chosen, folder, split, options, seed):
     "The recipe of a split and the key that names its result."
     key = {"source": chosen, "version": entry.version, "options": options, "split": split}
     if chosen == "real":
         recipe = entry.real(folder, split, **options)
+        for path in recipe.files:
+            if not path.exists(): raise LitvaeError(f"{path} is missing. {entry.doc}")
         return recipe, {**key, "name": entry.name, "files": {path.name: path.stat().st_size for path in recipe.files}}
     key |= {"name": entry.standin_name, "seed": seed}
     make = lambda shard: entry.standin(shard_rng(key, shard), SHARD, **options)
@@ -340,7 +346,7 @@ def load(name, split="train", source="auto", n=None, seed=0, root=None, **option
     options = _options(entry.real if chosen == "real" else entry.standin, name, options)
     recipe, key = _recipe(entry, chosen, data_root(root) / name, split, options, seed)
     if chosen == "standin": n = n or entry.counts[split]
-    place = fingerprint({k: v for k, v in key.items() if k != "split"})
+    place = fingerprint({k: v for k, v in key.items() if k != "split"} | {"layout": _LAYOUT})
     arrays, meta = stored(data_root(root) / key["name"] / place / split, key, recipe, n)
     if n and n > meta["count"]: raise LitvaeError(f"{name}, {split} has {meta['count']} items; n is {n}")
     return DataSet(key["name"], chosen, split, {k: array[:n] for k, array in arrays.items()}, meta)

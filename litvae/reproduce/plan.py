@@ -80,13 +80,13 @@ class Paper:
 
 def paper_ids(root=None):
     "The papers that can be reproduced, in alphabetical order."
-    return sorted(path.parent.name for path in ((root or project_root()) / "reproduce").glob("*/paper.yaml"))
+    return sorted(path.parent.name for path in ((root or project_root()) / "reproduce").glob("*/pages.yaml"))
 
 
 def load_paper(paper, root=None):
     "The `Paper` called `paper`; raises `LitvaeError` for an unknown one, unknown keys or missing files."
     root = root or project_root()
-    path = root / "reproduce" / paper / "paper.yaml"
+    path = root / "reproduce" / paper / "pages.yaml"
     values = _read_yaml(path, "paper", paper_ids(root))
     _strict(values, ["title", "sweeps", "pages"], path)
     pages = {}
@@ -148,7 +148,7 @@ def is_current(out, page, fingerprint):
 
 
 def write_stamp(out, page, fingerprint):
-    "Record that `page` has been drawn; the files that belong to it are those that begin with its id."
+    "Record that `page` has been drawn; its files are those named <id>.* and <id>_*."
     folder = Path(out) / page.paper
-    files = sorted(path.name for path in folder.glob(f"{page.id}*") if path.is_file())
+    files = sorted(path.name for pattern in (f"{page.id}.*", f"{page.id}_*") for path in folder.glob(pattern))
     write_json(stamp_path(out, page), {"fingerprint": fingerprint, "files": files})

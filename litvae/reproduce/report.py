@@ -53,12 +53,17 @@ def _scoreboard(papers):
     return _table(["paper", *(f"{_MARKS[status]} {status}" for status in STATUSES)], rows)
 
 
+def _by_line(numbers):
+    "One condition a line, kept in one piece: paper and ours stand side by side."
+    return "<br>".join(one if "(" in one else one.replace(" ", "\u00a0") for one in numbers.split(" · "))
+
+
 def _claims_table(judged):
     rows = []
     for claim, verdict, origin in judged:
         made_with = provenance_line({**origin, "seeds": verdict.seeds}, full=False) if origin else ""
-        rows.append([f"{_MARKS[verdict.status]} {verdict.status}", f"{claim.sentence}<br>`{claim.id}`", claim.where,
-                     verdict.paper, verdict.ours, made_with, verdict.reason])
+        rows.append([f"{_MARKS[verdict.status]}\u00a0{verdict.status}", f"{claim.sentence}<br>`{claim.id}`", claim.where,
+                     _by_line(verdict.paper), _by_line(verdict.ours), made_with, verdict.reason])
     return _table(["verdict", "the paper says", "where", "paper", "ours", "made with", "because"], rows)
 
 # %% ../../nbs/reproduce/02_report.ipynb #pictures
@@ -98,8 +103,8 @@ def _strangers(out, name, judged):
 
 
 def _title(folder):
-    "The paper's title from paper.yaml, else the name of the folder."
-    try: return yaml.safe_load((folder / "paper.yaml").read_text(encoding="utf-8"))["title"]
+    "The paper's title from pages.yaml, else the name of the folder."
+    try: return yaml.safe_load((folder / "pages.yaml").read_text(encoding="utf-8"))["title"]
     except (OSError, yaml.YAMLError, KeyError, TypeError): return folder.name
 
 

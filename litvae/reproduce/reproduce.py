@@ -21,12 +21,13 @@ from .report import write_report
 # %% ../../nbs/reproduce/03_reproduce.ipynb #job
 @dataclass
 class PageJob:
-    "A page to draw: its runs' configurations, where it is drawn to, and the parameters its notebook gets."
+    "A page to draw: the configurations it waits for, the parameters of its notebook, and where things lie."
     page: object
     configs: list
-    out: Path
     parameters: dict
+    root: Path
     runs: Path
+    out: Path
 
     def ready(self): return all(steps_done(config, self.runs) == config.steps for config in self.configs)
 
@@ -37,10 +38,9 @@ class PageJob:
         return page_fingerprint(self.page, decides, self.configs, self.runs)
 
     def draw(self):
-        "Execute the notebook; it is kept beside the results, except among the committed figures."
-        target = self.runs.parent / "results" / self.parameters["preset"] / self.page.paper / "notebooks" / f"{self.page.id}.ipynb"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        run_notebook(self.page.file, target, self.parameters, cwd=self.runs.parent)
+        "Execute the notebook and keep it beside what it wrote; under the committed figures git ignores it."
+        target = self.out / self.page.paper / "notebooks" / f"{self.page.id}.ipynb"
+        run_notebook(self.page.file, target, self.parameters, cwd=self.root)
         write_stamp(self.out, self.page, self.fingerprint())
 
 # %% ../../nbs/reproduce/03_reproduce.ipynb #page-jobs
@@ -53,7 +53,7 @@ def page_jobs(preset, papers, only=None, runs="runs", out=None):
         for page in paper.pages.values():
             if only in (None, page.id):
                 parameters = page.parameters | {"preset": preset.name, "runs": str(root / runs), "out": str(out)}
-                jobs.append(PageJob(page, page_configs(paper, page, preset), out, parameters, root / runs))
+                jobs.append(PageJob(page, page_configs(paper, page, preset), parameters, root, root / runs, out))
     if not jobs: raise LitvaeError(f"unknown page {only!r} of {', '.join(papers)}")
     return jobs
 
@@ -106,7 +106,8 @@ def _draw(page):
     started = time.monotonic()
     try: page.draw()
     except LitvaeError as error: return [f"{page.page.id}: {error}"]
-    pictures = sorted((page.out / page.page.paper).glob(f"{page.page.id}*.png"))
+    folder = page.out / page.page.paper
+    pictures = sorted([*folder.glob(f"{page.page.id}.png"), *folder.glob(f"{page.page.id}_*.png")])
     tqdm.write(f"drew {page.page.id} in {time.monotonic() - started:.0f} s" + "".join(f"\n  {_short(path)}" for path in pictures), file=sys.stderr)
     return []
 
