@@ -62,6 +62,8 @@ def stage_pages(root, stage):
     report = stage / "figures/REPORT.md"
     report.parent.mkdir(exist_ok=True)
     if not report.exists(): report.write_text("# Report\n\nNothing is measured yet: `make figures` writes this page.\n")
+    wide = "---\nhtml_theme.sidebar_secondary.remove: true\n---\n"  # its tables need the room
+    report.write_text(wide + report.read_text(encoding="utf-8"), encoding="utf-8")
 
 
 def markdown_cell(name, text):
@@ -147,7 +149,7 @@ def toctree(caption, entries):
 
 
 def front_page(root, stage):
-    "docs/index.md with the table of contents, in reading order, and the first picture of the report."
+    "docs/index.md with the table of contents, in reading order, and the picture of results that README.md shows."
     folders = [path.name for path in sorted((stage / "nbs").iterdir()) if path.is_dir()]
     order = [name for name in CHAPTERS if name in folders] + [name for name in folders if name not in CHAPTERS]
     groups = [(*CHAPTERS.get(name, (name.capitalize(), "")), notebooks(stage / "nbs" / name)) for name in order]
@@ -166,10 +168,10 @@ def front_page(root, stage):
         text.append("\n" + toctree(caption, [page.relative_to(stage).with_suffix("").as_posix() for page in pages]))
     by_hand = [f"docs/{path.stem}" for path in guides(root)]
     text.append(toctree("About", [*by_hand, "How a notebook reads here <STYLE>"]))
-    report = (stage / "figures/REPORT.md").read_text(encoding="utf-8")
-    picture = re.search(r"!\[[^\]]*\]\(([^):\s]+\.(?:png|svg))\)", report)
+    readme = (stage / "README.md").read_text(encoding="utf-8")
+    picture = re.search(r"!\[([^\]]*)\]\((figures/[^)\s]+\.(?:png|svg))\)", readme)
     index = (root / "docs/index.md").read_text(encoding="utf-8")
-    shown = f"[![Paper and ours](figures/{picture[1]})](figures/REPORT.md)" if picture else ""
+    shown = f"[![{picture[1]}]({picture[2]})](figures/REPORT.md)" if picture else ""
     index = index.replace("<!-- picture -->", shown).replace("<!-- chapters -->", "\n".join(text))
     (stage / "index.md").write_text(index, encoding="utf-8")
 

@@ -115,8 +115,8 @@ def book(tmp_path):
     root = tmp_path / "book"
     shutil.copytree(ROOT / "docs", root / "docs", ignore=shutil.ignore_patterns("_build"))
     for name in ("settings.ini", "setup.py"): shutil.copy2(ROOT / name, root / name)
-    (root / "README.md").write_text("# small\n\n[a folder](nbs/kernels), [a guide](docs/guide.md), and\n"
-                                    "<img src='figures/paper/table1.png'>\n")
+    (root / "README.md").write_text("# small\n\n![What came out](figures/paper/table1.png)\n\n"
+                                    "[a folder](nbs/kernels), [a guide](docs/guide.md)\n")
     (root / "STYLE.md").write_text("# style\n")
     (root / "docs/guide.md").write_text("# A guide\n\nBack to [the start](../README.md).\n")
     (root / "tests").mkdir()

@@ -1,5 +1,5 @@
-"The runner of notebooks: strict parameters, all or nothing on disk, failures that can be read, nothing of the user's in it."
-import ctypes, errno, json, os, signal, subprocess, sys, time
+"The runner of notebooks: strict parameters, all or nothing on disk, readable failures, nothing of the user's profile."
+import ctypes, errno, json, os, re, signal, subprocess, sys, time
 from pathlib import Path
 
 import nbclient
@@ -45,21 +45,23 @@ def wait_until(condition, patience=60):
 # Parameters: no kernel is started for any of these
 
 def test_parameters_are_read_without_running(write):
-    template = write(DEFAULTS + "\nlow: float = -1e-3  # annotated\nlong = [\n    1,\n    (2, 3),\n]", "raise SystemExit")
+    more = "\nlow: float = -1e-3  # annotated\nlong = [\n    1,\n    (2, 3),\n]"
+    template = write(DEFAULTS + more, "raise SystemExit")
     assert list(notebook_parameters(template).items()) == [
-        ("flag", True), ("n", 3), ("lr", 0.1), ("name", "a"), ("sizes", [1, 2]), ("extra", None), ("options", {"deep": 1}),
-        ("low", -0.001), ("long", [1, (2, 3)])]
+        ("flag", True), ("n", 3), ("lr", 0.1), ("name", "a"), ("sizes", [1, 2]), ("extra", None),
+        ("options", {"deep": 1}), ("low", -0.001), ("long", [1, (2, 3)])]
 
 
 @pytest.mark.parametrize("source", [
-    "import os", "n = 2 * 3", "n = m", "a = b = 1", "a, b = 1, 2", "n += 1", "n: int", "n = 1\nn = 2", "x.y = 1", "print(1)",
-    "def f(): pass", "'text'", "for n in [1]: pass", "n = f'{1}'"])
+    "import os", "n = 2 * 3", "n = m", "a = b = 1", "a, b = 1, 2", "n += 1", "n: int", "n = 1\nn = 2", "x.y = 1",
+    "print(1)", "def f(): pass", "'text'", "for n in [1]: pass", "n = f'{1}'"])
 def test_only_assignments_of_literals_are_parameters(write, source):
     with pytest.raises(LitvaeError, match="write `name = literal`"): notebook_parameters(write(source))
 
 
 def test_a_cell_that_does_not_parse_is_named(write):
-    with pytest.raises(LitvaeError, match=r"template\.ipynb.*does not parse.*line 2"): notebook_parameters(write("a = 1\nb ="))
+    complaint = r"template\.ipynb.*does not parse.*line 2"
+    with pytest.raises(LitvaeError, match=complaint): notebook_parameters(write("a = 1\nb ="))
     with pytest.raises(LitvaeError, match="does not parse"): notebook_parameters(write("%matplotlib inline\na = 1"))
 
 
@@ -91,18 +93,21 @@ def test_an_invalid_notebook_is_refused(write, tmp_path):
     broken = json.loads(write("a = 1", "b = 2").read_text())
     del broken["cells"][1]["cell_type"]
     (tmp_path / "broken.ipynb").write_text(json.dumps(broken))
-    with pytest.raises(CorruptFileError, match=r"broken\.ipynb"): run_notebook(tmp_path / "broken.ipynb", tmp_path / "out.ipynb")
-    with pytest.raises(LitvaeError, match="there is no notebook"): run_notebook(tmp_path / "absent.ipynb", tmp_path / "out.ipynb")
+    for name, error, complaint in [("broken", CorruptFileError, r"broken\.ipynb is not a valid notebook"),
+                                   ("absent", LitvaeError, "there is no notebook")]:
+        with pytest.raises(error, match=complaint): run_notebook(tmp_path / f"{name}.ipynb", tmp_path / "out.ipynb")
 
 
 @pytest.mark.parametrize("given, complaint", [
-    ({"lrr": 0.2}, "no parameter 'lrr'; did you mean 'lr'.*known are: flag, n, lr, name"), ({"preset": "x"}, "no parameter 'preset'; known"),
-    ({"": 1}, "no parameter ''"), ({1: 1}, "no parameter 1"),
-    ({"flag": "False"}, "type bool such as True, not 'False' of type str"), ({"flag": 0}, "type bool"), ({"flag": None}, "type bool"),
-    ({"n": True}, "type int such as 3, not True of type bool"), ({"n": 3.0}, "type int"), ({"n": "3"}, "type int"),
-    ({"lr": "0.1"}, "type float"), ({"lr": False}, "type float"), ({"lr": None}, "type float"),
-    ({"name": 1}, "type str"), ({"name": None}, "type str"), ({"name": ["a"]}, "type str"), ({"name": Path("a")}, "cannot be a .*Path"),
-    ({"sizes": 1}, "type list"), ({"sizes": "12"}, "type list"), ({"sizes": {1, 2}}, "cannot be a set"), ({"options": [1]}, "type dict"),
+    ({"lrr": 0.2}, "no parameter 'lrr'; did you mean 'lr'.*known are: flag, n, lr, name"),
+    ({"preset": "x"}, "no parameter 'preset'; known"), ({"": 1}, "no parameter ''"), ({1: 1}, "no parameter 1"),
+    ({"flag": "False"}, "type bool such as True, not 'False' of type str"), ({"flag": 0}, "type bool"),
+    ({"flag": None}, "type bool"), ({"n": True}, "type int such as 3, not True of type bool"), ({"n": 3.0}, "type int"),
+    ({"n": "3"}, "type int"), ({"lr": "0.1"}, "type float"), ({"lr": False}, "type float"),
+    ({"lr": None}, "type float"), ({"name": 1}, "type str"), ({"name": None}, "type str"),
+    ({"name": ["a"]}, "type str"),
+    ({"name": Path("a")}, "cannot be a .*Path"), ({"sizes": 1}, "type list"), ({"sizes": "12"}, "type list"),
+    ({"sizes": {1, 2}}, "cannot be a set"), ({"options": [1]}, "type dict"),
     ({"options": {1: 2}}, "key 1 is not a string"), ({"extra": [object()]}, "cannot be a object")])
 def test_wrong_parameters_are_refused_before_anything_runs(write, tmp_path, monkeypatch, given, complaint):
     template = write(DEFAULTS)
@@ -117,18 +122,20 @@ def test_right_parameters_pass_as_plain_values(write):
     assert check_parameters(write(DEFAULTS), given) == given | {"sizes": [3, [4]]}
 
 
-@pytest.mark.parametrize("paper", sorted((ROOT / "reproduce").glob("*/paper.yaml")), ids=lambda path: path.parent.name)
-def test_the_pages_of_every_paper_name_parameters_that_exist(paper):
-    pages = yaml.safe_load(paper.read_text(encoding="utf-8"))["pages"]
-    for page in pages.values():
-        check_parameters(paper.parent / page["file"], page["parameters"] | {"preset": "quick", "runs": "runs", "out": "out"})
+@pytest.mark.parametrize("pages", sorted((ROOT / "reproduce").glob("*/pages.yaml")), ids=lambda path: path.parent.name)
+def test_the_pages_of_every_paper_name_parameters_that_exist(pages):
+    listed = yaml.safe_load(pages.read_text(encoding="utf-8"))["pages"]
+    assert listed
+    common = {"preset": "quick", "runs": "runs", "out": "out"}     # what the reproduction job adds
+    for page in listed.values(): check_parameters(pages.parent / page["file"], page["parameters"] | common)
 
 
 @pytest.mark.parametrize("package", ["papermill", "nbformat"])
 def test_missing_packages_are_named_with_what_to_install(write, tmp_path, monkeypatch, package):
-    monkeypatch.setitem(sys.modules, package, None)
     template = write("a = 1")
-    with pytest.raises(LitvaeError, match=rf"{package}.*pip install \"litvae\[reproduce\]\""): run_notebook(template, tmp_path / "out.ipynb")
+    monkeypatch.setitem(sys.modules, package, None)
+    complaint = rf"{package}.*pip install \"litvae\[reproduce\]\""
+    with pytest.raises(LitvaeError, match=complaint): run_notebook(template, tmp_path / "out.ipynb")
     assert notebook_parameters(template) == {"a": 1}
 
 
@@ -139,37 +146,43 @@ def test_a_working_folder_that_is_not_there_is_named(write, tmp_path):
 
 # A good run
 
-NASTY = {"flag": False, "n": 10**20, "lr": 1, "name": 'a "b" \\ \'c\' \n\t{x} é 𝛽 \\n', "sizes": [], "extra": [None, {"x": [1.5, "é"]}],
-         "options": {'quo"ted': (1, 2)}}
+NASTY = {"flag": False, "n": 10**20, "lr": 1, "name": 'a "b" \\ \'c\' \n\t{x} é 𝛽 \\n', "sizes": [],
+         "extra": [None, {"x": [1.5, "é"]}], "options": {'quo"ted': (1, 2)}}
+# What a user may have: a profile, a start-up file, a kernel that is called python3 too
+USER = {"ipython/profile_default/startup/a.py": "n = 'profile'; sabotage = 1", "startup.py": "sabotage = 2",
+        "jupyter/kernels/python3/kernel.json": '{"argv": ["false"], "display_name": "mine", "language": "python"}'}
+SEE = """
+import json, os, sys
+from pathlib import Path
+given = {name: globals()[name] for name in "flag n lr name sizes extra options".split()}
+seen = [given, sys.executable, os.getcwd(), dict(os.environ), sorted(globals())]
+Path("seen.json").write_text(json.dumps(seen))
+"""
 
 
 def test_the_kernel_gets_exact_values_and_nothing_of_the_user(write, tmp_path, monkeypatch, capfd):
-    home = tmp_path / "home"                                       # the user has a profile, a start-up file, a kernel of the same name
-    for file, text in {"ipython/profile_default/startup/a.py": "n = 'profile'; sabotage = 1", "startup.py": "sabotage = 2",
-                       "jupyter/kernels/python3/kernel.json": json.dumps({"argv": ["false"], "display_name": "x", "language": "python"})}.items():
+    home = tmp_path / "home"
+    for file, text in USER.items():
         (home / file).parent.mkdir(parents=True, exist_ok=True)
         (home / file).write_text(text)
-    monkeypatch.setenv("IPYTHONDIR", str(home / "ipython"))
-    monkeypatch.setenv("PYTHONSTARTUP", str(home / "startup.py"))
-    monkeypatch.setenv("JUPYTER_PATH", str(home / "jupyter"))
-    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    monkeypatch.setenv("MPLBACKEND", "Agg")
+    for variable, value in {"IPYTHONDIR": home / "ipython", "PYTHONSTARTUP": home / "startup.py",
+                            "JUPYTER_PATH": home / "jupyter", "JUPYTER_PREFER_ENV_PATH": "0",
+                            "OMP_NUM_THREADS": "7", "MPLBACKEND": "Agg"}.items():
+        monkeypatch.setenv(variable, str(value))
     folder = tmp_path / "a {b} folder"
     folder.mkdir()
-    template = write(DEFAULTS, "import json, os, sys\nfrom pathlib import Path",
-                     "seen = {name: globals()[name] for name in 'flag n lr name sizes extra options'.split()}",
-                     "Path('seen.json').write_text(json.dumps([seen, sys.executable, os.getcwd(), dict(os.environ), sorted(globals())]))",
-                     "", "print('out'); print('err', file=sys.stderr); os.write(1, b'deep')", name="a {b} folder/template.ipynb")
+    loud = "print('out'); print('err', file=sys.stderr); os.write(1, b'deep')"
+    template = write(DEFAULTS, SEE, "", loud, name="a {b} folder/template.ipynb")
     before = os.getcwd()
     done = run_notebook(template, folder / "out" / "page.ipynb", NASTY, cwd=folder, threads=2)
     seen, executable, cwd, env, variables = json.loads((folder / "seen.json").read_text())
     assert done == folder / "out" / "page.ipynb" and is_complete(done) and names(done.parent) == ["page.ipynb"]
     assert seen == check_parameters(template, NASTY)
     assert (executable, cwd, os.getcwd()) == (sys.executable, str(folder), before)
-    assert env["OMP_NUM_THREADS"] == "2" and env["MPLBACKEND"].endswith("backend_inline") and "PYTHONSTARTUP" not in env
-    assert not {"sabotage", "_guard"} & set(variables) and not Path(env["IPYTHONDIR"]).exists()
-    assert capfd.readouterr() == ("", "")                          # neither papermill nor the kernel has anything to say
+    assert env["OMP_NUM_THREADS"] == "2" and env["MPLBACKEND"].endswith("backend_inline")
+    assert "PYTHONSTARTUP" not in env and not {"sabotage", "_guard"} & set(variables)
+    assert not Path(env["IPYTHONDIR"]).exists()
+    assert capfd.readouterr() == ("", "")                          # neither papermill nor the kernel has a say
 
 
 RENDEZVOUS = """
@@ -188,7 +201,8 @@ def test_two_run_at_once_to_the_same_bytes_and_a_third_may_fail(write, tmp_path)
     template = write("where = 'here'", RENDEZVOUS)                 # each one waits for the other
     bad = write("a = 1", "a / 0", name="bad.ipynb")
     for name in "xy": (tmp_path / name).mkdir()
-    jobs = [NotebookJob(template, tmp_path / name / "page.ipynb", {"where": str(tmp_path / name / "é")}, tmp_path / name) for name in "xy"]
+    jobs = [NotebookJob(template, folder / "page.ipynb", {"where": str(folder / "é")}, folder)
+            for folder in (tmp_path / "x", tmp_path / "y")]
     jobs.insert(1, NotebookJob(bad, tmp_path / "bad" / "page.ipynb"))
     jobs.insert(0, NotebookJob(bad, tmp_path / "wrong" / "page.ipynb", {"b": 1}))
     before, ended = os.getcwd(), {}
@@ -204,14 +218,15 @@ def test_two_run_at_once_to_the_same_bytes_and_a_third_may_fail(write, tmp_path)
         assert str(path) not in text and str(path.resolve()) not in text, path
     for machine in ("start_time", "duration", "ipykernel_", "iopub", "litvae-kernel"): assert machine not in text
     printed = nbformat.reads(text, 4).cells[2].outputs
-    assert printed[0].text == ".\n./é\n~/data\n" and "site-packages/IPython" in printed[1].text and "lib/python" in printed[1].text
+    assert printed[0].text == ".\n./é\n~/data\n"
+    assert "site-packages/IPython" in printed[1].text and "lib/python" in printed[1].text
     assert printed[2].data["text/plain"] == "PosixPath('./é')"
     assert nbformat.reads(text, 4).cells[1].id == "injected-parameters"
 
 
 def test_two_jobs_cannot_share_a_target(write, tmp_path):
     template = write("a = 1")
-    jobs = [NotebookJob(template, tmp_path / "x" / ".." / "out.ipynb"), NotebookJob(template, tmp_path / "x" / ".." / "out.ipynb")]
+    jobs = [NotebookJob(template, tmp_path / "out.ipynb"), NotebookJob(template, tmp_path / "x" / ".." / "out.ipynb")]
     with pytest.raises(LitvaeError, match="two notebooks would be written to"): run_notebooks(jobs)
     assert run_notebooks([]) == []
 
@@ -220,18 +235,22 @@ def test_two_jobs_cannot_share_a_target(write, tmp_path):
 
 def test_a_failing_cell_is_shown_and_leaves_no_target(write, tmp_path, capfd):
     target, failed = tmp_path / "out" / "page.ipynb", tmp_path / "out" / "page.failed.ipynb"
-    template = write("n = 0", "before = 1", "def inner(x):\n    # why\n    return 1 / x\n\ninner(n)", "open('after', 'w')")
+    failing = "def inner(x):\n    # why\n    return 1 / x\n\ninner(n)"
+    template = write("n = 0", "before = 1", failing, "open('after', 'w')")
     with pytest.raises(NotebookError) as caught: run_notebook(template, target, cwd=tmp_path, progress=False)
     error, message = caught.value, str(caught.value)
     assert (error.source, error.cell_id, error.cell_index) == (template, "step2", 2)
     assert error.head == "def inner(x):\n    # why\n    return 1 / x" and error.failed == failed
-    assert "cell step2 (number 3): ZeroDivisionError: division by zero" in message.splitlines()[0] and str(failed) in message.splitlines()[0]
-    assert "----> 3     return 1 / x" in message.replace("  3 ", "3 ") or "return 1 / x" in error.traceback
-    assert error.traceback.rstrip().endswith("ZeroDivisionError: division by zero") and error.traceback in message and "\x1b" not in message
-    assert names(target.parent) == ["page.failed.ipynb"] and not is_complete(failed) and not (tmp_path / "after").exists()
+    first = message.splitlines()[0]
+    assert "cell step2 (number 3): ZeroDivisionError: division by zero" in first and str(failed) in first
+    assert re.search(r"^-+> 3 +return 1 / x$", error.traceback, re.M) and "inner(n)" in error.traceback
+    assert error.traceback.rstrip().endswith("ZeroDivisionError: division by zero")
+    assert error.traceback in message and "\x1b" not in message
+    assert names(target.parent) == ["page.failed.ipynb"] and not is_complete(failed)
+    assert not (tmp_path / "after").exists()
     assert capfd.readouterr() == ("", "")
 
-    run_notebook(failed, target, {"n": 2}, cwd=tmp_path, progress=True)      # what was executed is a template like any other
+    run_notebook(failed, target, {"n": 2}, cwd=tmp_path, progress=True)      # an executed one is a template too
     assert names(target.parent) == ["page.ipynb"] and is_complete(target) and "page" in capfd.readouterr().err
 
 
@@ -248,7 +267,9 @@ def test_a_kernel_that_dies_in_a_cell_is_reported_and_not_started_again(write, t
     with pytest.raises(NotebookError, match="cell step1 .number 2.: the kernel died") as caught:
         run_notebook(template, tmp_path / "out" / "page.ipynb", cwd=tmp_path)
     assert (tmp_path / "begun").read_text() == "x" and names(tmp_path / "out") == ["page.failed.ipynb"]
-    assert "Aborted" in caught.value.traceback and not is_complete(tmp_path / "out" / "page.failed.ipynb")
+    assert caught.value.traceback.startswith("Fatal Python error: Aborted")
+    assert "line 2 in <module>" in caught.value.traceback
+    assert not is_complete(tmp_path / "out" / "page.failed.ipynb")
 
 
 LAUNCHER = """
@@ -272,8 +293,12 @@ def test_a_kernel_that_does_not_come_up_gets_a_second_chance(write, tmp_path, mo
     assert (tmp_path / "starts").read_text() == "xx" and (tmp_path / "begun").read_text() == "x"
 
 
-@pytest.mark.parametrize("death", [RuntimeError("Kernel died before replying to kernel_info"), nbclient.exceptions.DeadKernelError("Kernel died"),
-                                   OSError(errno.EADDRINUSE, "Address already in use")], ids=lambda death: type(death).__name__)
+DEATHS = [RuntimeError("Kernel died before replying to kernel_info"),
+          nbclient.exceptions.DeadKernelError("Kernel died"),
+          OSError(errno.EADDRINUSE, "Address already in use")]
+
+
+@pytest.mark.parametrize("death", DEATHS, ids=lambda death: type(death).__name__)
 def test_a_kernel_that_never_comes_up_is_tried_twice(write, tmp_path, monkeypatch, death):
     starts = []
 
@@ -283,7 +308,8 @@ def test_a_kernel_that_never_comes_up_is_tried_twice(write, tmp_path, monkeypatc
         raise death
 
     monkeypatch.setattr(nbclient.NotebookClient, "start_new_kernel", start_new_kernel)
-    with pytest.raises(NotebookError, match="its kernel did not start") as caught: run_notebook(write("a = 1"), tmp_path / "out" / "page.ipynb")
+    with pytest.raises(NotebookError, match="its kernel did not start") as caught:
+        run_notebook(write("a = 1"), tmp_path / "out" / "page.ipynb")
     assert len(starts) == 2 and str(death) in str(caught.value) and caught.value.traceback == "the reason"
     assert names(tmp_path / "out") == []
 
@@ -298,8 +324,10 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(write, tmp_path, monke
 
     monkeypatch.setattr(papermill.iorw.LocalHandler, "write", full)
     (tmp_path / "page.ipynb").write_text("an earlier one")
-    with pytest.raises(LitvaeError, match=r"page\.ipynb: the disk is full"): run_notebook(write("a = 1", "a"), tmp_path / "page.ipynb")
-    assert names(tmp_path) == ["page.ipynb", "template.ipynb"] and (tmp_path / "page.ipynb").read_text() == "an earlier one"
+    with pytest.raises(LitvaeError, match=r"page\.ipynb: the disk is full"):
+        run_notebook(write("a = 1", "a"), tmp_path / "page.ipynb")
+    assert names(tmp_path) == ["page.ipynb", "template.ipynb"]
+    assert (tmp_path / "page.ipynb").read_text() == "an earlier one"
 
 
 # Kills: a process of its own runs the notebook, and the kernel must not outlive it
@@ -311,17 +339,31 @@ from litvae.reproduce.notebooks import NotebookJob, run_notebooks
 folder = Path(sys.argv[1])
 run_notebooks([NotebookJob(folder / "template.ipynb", folder / "out" / "page.ipynb", cwd=folder)])
 """
-SLEEP = "import json, os, time\nfrom pathlib import Path\nPath('new').write_text(json.dumps([os.getpid(), os.environ['IPYTHONDIR']]))\n" \
-        "Path('new').rename('kernel')\ntime.sleep(600)"
+SLEEP = """
+import json, os, time
+from pathlib import Path
+Path("new").write_text(json.dumps([os.getpid(), os.environ["IPYTHONDIR"]]))
+Path("new").rename("kernel")
+time.sleep(600)
+"""
 
 
-def start(folder):
-    "Run the template in `folder` in a new process; returns it once the last cell sleeps, with the kernel and the kernel's own folder."
-    process = subprocess.Popen([sys.executable, "-c", RUN, str(folder)], stderr=subprocess.PIPE, cwd=ROOT)
-    wait_until(lambda: (folder / "kernel").exists() or process.poll() is not None)
-    assert process.poll() is None, process.stderr.read()
-    number, private = json.loads((folder / "kernel").read_text())
-    return process, psutil.Process(number), Path(private)
+@pytest.fixture
+def start(tmp_path):
+    """A function that runs the template in a new process; it returns, once a cell sleeps, the process, the kernel, and the
+    kernel's own folder. A process that the test leaves is killed."""
+    processes = []
+
+    def start():
+        process = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path)], stderr=subprocess.PIPE, cwd=ROOT)
+        processes.append(process)
+        wait_until(lambda: (tmp_path / "kernel").exists() or process.poll() is not None)
+        assert process.poll() is None, process.stderr.read()
+        number, private = json.loads((tmp_path / "kernel").read_text())
+        return process, psutil.Process(number), Path(private)
+
+    yield start
+    for process in processes: process.kill(), process.wait()
 
 
 def gone(process): return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
@@ -338,9 +380,9 @@ def foster_parent():
         prctl(36, 0, 0, 0, 0)
 
 
-def test_a_killed_run_leaves_no_target_and_no_kernel(write, tmp_path, foster_parent):
+def test_a_killed_run_leaves_no_target_and_no_kernel(write, tmp_path, start, foster_parent):
     write("a = 1", "a", SLEEP)
-    process, kernel, private = start(tmp_path)
+    process, kernel, private = start()
     process.send_signal(signal.SIGKILL)
     process.wait()
     left = names(tmp_path / "out")
@@ -348,9 +390,9 @@ def test_a_killed_run_leaves_no_target_and_no_kernel(write, tmp_path, foster_par
     wait_until(lambda: gone(kernel) and not private.exists(), patience=20)
 
 
-def test_an_interrupt_does_not_wait_for_the_notebooks(write, tmp_path):
+def test_an_interrupt_does_not_wait_for_the_notebooks(write, tmp_path, start):
     write("a = 1", SLEEP)
-    process, kernel, private = start(tmp_path)
+    process, kernel, private = start()
     process.send_signal(signal.SIGINT)
     printed = process.communicate(timeout=30)[1].decode()
     assert process.returncode != 0 and "KeyboardInterrupt" in printed

@@ -190,7 +190,7 @@ def test_bad_hygiene_is_reported(tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/ignored.md").write_text(home)
     path = small_notebook(tmp_path / "nbs/core/bare.ipynb", ("markdown", "# One\n\n> summary"),
-                          ("code", "#| default_exp core.bare"), ("code", "\n".join("x" * 41)), ("markdown", "# Two"),
+                          ("code", "#| default_exp core.bare"), ("code", "\n".join("x" * 41)), ("markdown", "# Two"), ("code", "print(x)"),
                           ("code", "raise " + "NotImplemented" + "Error"))
     complaints = repository.oversized(tmp_path) + repository.unwanted_text(tmp_path)
     complaints += repository.badly_formed_chapters(tmp_path)
@@ -201,7 +201,7 @@ def test_bad_hygiene_is_reported(tmp_path):
     reports(complaints, "bare.ipynb", "without outputs")
     reports(complaints, "bare.ipynb", "and only it")
     reports(complaints, "bare.ipynb", "the last cell")
-    reports(complaints, "bare.ipynb cell c4", "unfinished")
+    reports(complaints, "bare.ipynb cell c5", "unfinished")
     assert not any("ignored.md" in line for line in complaints)
     temporary = "/" + "tmp/tmpab12cd/a.json"
     edit_cell(path, 2, outputs=[{"output_type": "stream", "name": "stdout", "text": [f"{temporary} is damaged\n"]},

@@ -1,5 +1,5 @@
-"The contract of a run: exact resume after any kill, one trainer at a time, no trust in damaged files, no lie after a full disk."
-import concurrent.futures, json, os, pickle, shutil, signal, subprocess, sys, threading, time
+"The contract of a run: exact resume after any kill, one trainer at a time, damaged files named, full disks survived."
+import concurrent.futures, json, os, pickle, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -8,43 +8,16 @@ import pytest
 import safetensors.torch
 import torch
 
-from helpers.processes import REFUSED, die_at_write, limit_file_size, logged, start, wait_until
+from helpers.compare import FINISHED, assert_same_run, contents, equal, logged, metrics, weights
+from helpers.processes import REFUSED, die_at_write, limit_file_size, start, wait_until
 from helpers.tasks import changed, config_hash, toy, vanilla
 from litvae.core.files import CorruptFileError, LitvaeError, read_json, write_json
 from litvae.core.pool import steps_done, train_all
-from litvae.core.runs import (Run, RunConfig, build_task, load_checkpoint, register_task, run_path, save_checkpoint,
-                              train_or_load)
+from litvae.core.runs import Run, RunConfig, build_task, load_checkpoint, run_path, save_checkpoint, train_or_load
 from litvae.core.training import NonFiniteLoss, Trainer
-
-FINISHED = {"config.json", "metrics.jsonl", "weights.safetensors", "result.json"}
-
-
-# What is compared
-
-def weights(path): return (Path(path) / "weights.safetensors").read_bytes()
-
-
-def metrics(path):
-    "The lines of metrics.jsonl without the seconds."
-    lines = (Path(path) / "metrics.jsonl").read_text().splitlines()
-    return [{name: value for name, value in json.loads(line).items() if name != "seconds"} for line in lines]
-
-
-def result(path):
-    "result.json without what may differ between two runs of one configuration."
-    return {name: value for name, value in read_json(Path(path) / "result.json").items() if name not in ("seconds", "environment")}
-
-
-def assert_same_run(path, reference):
-    assert metrics(path) == metrics(reference)
-    assert result(path) == result(reference)
-    assert weights(path) == weights(reference)                     # the files, byte for byte
 
 
 def train(config, root): return train_or_load(config, root, progress=False)
-
-
-def contents(path): return {p.name: p.read_bytes() for p in Path(path).iterdir() if p.is_file() and p.name != ".lock"}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +35,7 @@ def copy(finished, tmp_path):
 @pytest.fixture
 def stopped(tmp_path):
     "A run of the toy under `tmp_path` that was left at step 8 of 12, with a checkpoint."
-    child = start(toy(), tmp_path, tmp_path / "log", prepare=(die_at_write, 4, "after"))    # config, metrics, two checkpoints
+    child = start(toy(), tmp_path, tmp_path / "log", prepare=(die_at_write, 4, "after"))     # the second checkpoint
     child.join()
     path = run_path(toy(), tmp_path)
     assert child.exitcode == -signal.SIGKILL and logged(path) == [2, 4, 6, 8]
@@ -118,7 +91,7 @@ def deaths(tmp_path, how):
         child.join()
         assert child.exitcode == 0, (root / "log").read_text()
         yield path
-    assert number == 8                                             # config, metrics, three checkpoints, weights, result
+    assert number == 8                                             # two small files, three checkpoints, weights, result
 
 
 @pytest.mark.parametrize("how", ["half", "after"])
@@ -151,9 +124,18 @@ def holder(tmp_path):
     "A process that trains `gated(tmp_path)` and has stopped after step 4 of 12, before a gate that is closed."
     child = start(gated(tmp_path), tmp_path, tmp_path / "holder.log")
     path = run_path(gated(tmp_path), tmp_path)
-    assert wait_until(lambda: logged(path) == [2, 4] and (path / "checkpoint.pt").exists(), child), (tmp_path / "holder.log").read_text()
+    ready = lambda: logged(path) == [2, 4] and (path / "checkpoint.pt").exists()
+    assert wait_until(ready, child), (tmp_path / "holder.log").read_text()
     yield child
     child.kill(), child.join()
+
+
+def start_waiting(config, root):
+    "A second process for a run, at the point where it has said that it waits."
+    log = root / "waiting.log"
+    child = start(config, root, log)
+    assert wait_until(lambda: log.exists() and "waiting for it" in log.read_text(), child)
+    return child
 
 
 def test_a_second_process_is_refused_or_waits(tmp_path, holder):
@@ -165,8 +147,7 @@ def test_a_second_process_is_refused_or_waits(tmp_path, holder):
     message = (tmp_path / "refused.log").read_text()
     assert message.count("\n") == 1 and config.run_id in message and "another process" in message
     with pytest.raises(LitvaeError, match="another process"): train_or_load(config, tmp_path, wait=False)
-    waiting = start(config, tmp_path, tmp_path / "waiting.log")
-    wait_until(lambda: (tmp_path / "waiting.log").exists() and "waiting for it" in (tmp_path / "waiting.log").read_text(), waiting)
+    waiting = start_waiting(config, tmp_path)
     assert waiting.is_alive() and holder.is_alive() and contents(path) == before
     (tmp_path / "gate").touch()
     holder.join(), waiting.join()
@@ -176,10 +157,9 @@ def test_a_second_process_is_refused_or_waits(tmp_path, holder):
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path, holder):
     config = gated(tmp_path)
-    waiting = start(config, tmp_path, tmp_path / "waiting.log")
-    wait_until(lambda: (tmp_path / "waiting.log").exists() and "waiting for it" in (tmp_path / "waiting.log").read_text(), waiting)
-    (tmp_path / "gate").touch()
-    os.kill(holder.pid, signal.SIGSTOP)                            # the gate opens for the one who waits, not for the holder
+    waiting = start_waiting(config, tmp_path)
+    os.kill(holder.pid, signal.SIGSTOP)
+    (tmp_path / "gate").touch()                                    # it opens for the one who waits, not for the holder
     os.kill(holder.pid, signal.SIGKILL)
     holder.join(), waiting.join()
     assert holder.exitcode == -signal.SIGKILL and waiting.exitcode == 0
@@ -206,24 +186,17 @@ def assert_refused(path, kind=CorruptFileError, match=None):
     assert contents(path) == before
 
 
-@pytest.mark.parametrize("length", [0, 1, 30, 0.5, -100, -22, -1])
+@pytest.mark.parametrize("length", [0, 1, 30, 2000, -2000, -100, -22, -1])
 def test_a_truncated_checkpoint_is_refused(stopped, length):
     file = stopped / "checkpoint.pt"
-    os.truncate(file, int(length * file.stat().st_size) if isinstance(length, float) else length % file.stat().st_size if length < 0 else length)
+    os.truncate(file, length % file.stat().st_size)                # negative: from the end
     assert_refused(stopped)
 
 
-def equal(a, b):
-    if isinstance(a, torch.Tensor): return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict): return isinstance(b, dict) and a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)): return type(a) is type(b) and len(a) == len(b) and all(map(equal, a, b))
-    return type(a) is type(b) and a == b
-
-
 def test_no_flipped_bit_of_a_checkpoint_gets_through(tmp_path):
-    "One bit of the file is turned, wherever: the state that is loaded is the one that was saved, or there is one clear error."
-    state = {"task": {"w": torch.randn(3)}, "optimiser": {"state": {0: {"step": torch.tensor(3.0)}}, "groups": [{"lr": 0.1}]},
-             "step": 7, "seconds": 1.5, "config_hash": "ab" * 32}
+    "One bit of the file is turned, wherever: what is loaded is what was saved, or there is one clear error."
+    optimiser = {"state": {0: {"step": torch.tensor(3.0)}}, "groups": [{"lr": 0.1}]}
+    state = {"task": {"w": torch.randn(3)}, "optimiser": optimiser, "step": 7, "seconds": 1.5, "config_hash": "ab" * 32}
     file, flipped = tmp_path / "checkpoint.pt", tmp_path / "flipped.pt"
     save_checkpoint(file, state)
     raw, refused, other = file.read_bytes(), 0, {}
@@ -231,10 +204,10 @@ def test_no_flipped_bit_of_a_checkpoint_gets_through(tmp_path):
         damaged = bytearray(raw)
         damaged[place] ^= 1 << (place * 5 % 8)
         flipped.write_bytes(damaged)
-        try: assert equal(load_checkpoint(flipped, "ab" * 32), state), f"bit {place * 5 % 8} of byte {place} went unnoticed"
+        try: loaded = load_checkpoint(flipped, "ab" * 32)
         except LitvaeError: refused += 1
-        except AssertionError: raise
         except Exception as error: other.setdefault(type(error).__name__, f"byte {place}: {error}")
+        else: assert equal(loaded, state), f"a flipped bit of byte {place} went unnoticed"
     assert not other, other
     assert refused > len(raw) / 6                                  # half of the file is padding
 
@@ -273,7 +246,7 @@ def alter_checkpoint(path, change):
     "no seconds": lambda state: state.pop("seconds"),
 }.items(), ids=lambda value: value if isinstance(value, str) else "")
 def test_a_checkpoint_of_the_wrong_shape_is_refused(stopped, name, change):
-    "The right configuration, but the weights do not fit: the code of the model has changed, or somebody edited the file."
+    "The right configuration, but the state does not fit: the code has changed, or somebody edited the file."
     alter_checkpoint(stopped, change)
     assert_refused(stopped)
 
@@ -292,11 +265,12 @@ def test_a_pickle_that_runs_code_is_not_run(stopped, tmp_path, form):
         else: torch.save(state, f, _use_new_zipfile_serialization=form == "torch")
     assert_refused(stopped)
     assert not mark.exists()
-    torch.load(stopped / "checkpoint.pt", weights_only=False) if form != "pickle" else pickle.loads((stopped / "checkpoint.pt").read_bytes())
-    assert mark.exists()                                           # it would have
+    with open(stopped / "checkpoint.pt", "rb") as f:
+        pickle.load(f) if form == "pickle" else torch.load(f, weights_only=False)
+    assert mark.exists()                                           # a careless reader would have run it
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"3", b"null", b'{"paper": "demo"}', b"\xff\xfe{}", b"\0\0\0\0"], ids=repr)
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"3", b"null", b'{"paper": "demo"}', b"\xff\xfe{}"], ids=repr)
 def test_a_damaged_config_is_named(copy, text):
     (copy / "config.json").write_bytes(text)
     with pytest.raises(LitvaeError) as caught: Run(copy)
@@ -314,8 +288,9 @@ def test_a_damaged_result_is_named(copy, text):
     with pytest.raises(CorruptFileError, match="result.json"): train(toy(), copy.parents[1]).result
 
 
-DAMAGED_LINES = {"cut": b'{"step": 6, "lo', "number": b"3", "list": b"[1, 2]", "null": b"null", "no step": b'{"loss": 1.0}', "not utf-8": b'{"step": 6, "los\xe5": 1.0}',
-                 "zeros": b"\0" * 20, "step of another kind": b'{"step": "six", "loss": 1.0}'}
+DAMAGED_LINES = {"cut": b'{"step": 6, "lo', "number": b"3", "list": b"[1, 2]", "null": b"null", "zeros": b"\0" * 20,
+                 "no step": b'{"loss": 1.0}', "not utf-8": b'{"step": 6, "los\xe5": 1.0}',
+                 "step of another kind": b'{"step": "six", "loss": 1.0}'}
 
 
 @pytest.mark.parametrize("name, line", DAMAGED_LINES.items(), ids=DAMAGED_LINES)
@@ -335,7 +310,8 @@ def stopped_elsewhere(tmp_path):
     path.mkdir(parents=True)
     trainer = Trainer(build_task(toy()), learning_rate=toy().learning_rate, batch_size=toy().batch_size)
     rows = [{"step": step, "seconds": 0.1, **trainer.advance(2)} for step in (2, 4, 6, 8)]
-    save_checkpoint(path / "checkpoint.pt", {**trainer.state_dict(), "seconds": 1.0, "config_hash": config_hash(toy())})
+    state = {**trainer.state_dict(), "seconds": 1.0, "config_hash": config_hash(toy())}
+    save_checkpoint(path / "checkpoint.pt", state)
     write_json(path / "config.json", toy().to_dict())
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -345,13 +321,14 @@ def test_progress_can_be_read_from_any_rubbish(tmp_path):
     "`steps_done` looks at a file that another process is writing: whatever it finds, it answers with a number."
     path = run_path(toy(), tmp_path)
     path.mkdir(parents=True)
-    for text in (b"", b"\n\n", b'{"step": ', b'{"step": }', b'{"step": x3, "loss": 1}', b'{"step": 3.5}', b'{"step": -4}', b'{"step": 999}',
-                 b'{"step": 4}\n{"step": 6, "step": 7', b"\xff" * 3000, b'{"step": "4"}', b'{"step": null}'):
+    for text in (b"", b"\n", b'{"step": ', b'{"step": }', b'{"step": x3, "loss": 1}', b'{"step": 3.5}', b'{}',
+                 b'{"step": 999}', b'{"step": 4}\n{"step": 6, "step": 7', b"\xff" * 3000, b'{"step": -4}'):
         (path / "metrics.jsonl").write_bytes(text)
         assert 0 <= steps_done(toy(), tmp_path) <= toy().steps, text
 
 
-@pytest.mark.parametrize("text", [None, b"", b'{"step": 2, "seconds": 0.1, "loss": 1.0}\n'], ids=["absent", "empty", "cut"])
+@pytest.mark.parametrize("text", [None, b"", b'{"step": 2, "seconds": 0.1, "loss": 1.0}\n'],
+                         ids=["absent", "empty", "cut"])
 def test_metrics_that_a_finished_run_has_lost_are_missed(copy, text):
     "A kill may cut the last line of a run under way. In a finished run a line that is not there is a damaged file."
     (copy / "metrics.jsonl").unlink()
@@ -383,12 +360,12 @@ def test_a_flipped_bit_in_the_weights_is_noticed(copy, place):
     assert_weights_refused(copy)
 
 
-@pytest.mark.parametrize("change", [{"model.encode.weight": torch.zeros(5, 16)}, {"other": torch.zeros(1)}, {"model.encode.bias": None}],
-                         ids=["shape", "unknown", "missing"])
+@pytest.mark.parametrize("change", [{"model.encode.weight": torch.zeros(5, 16)}, {"other": torch.zeros(1)},
+                                    {"model.encode.bias": None}], ids=["shape", "unknown", "missing"])
 def test_weights_of_another_model_are_refused(copy, change):
     file = copy / "weights.safetensors"
-    state = {name: value for name, value in {**safetensors.torch.load_file(file), **change}.items() if value is not None}
-    safetensors.torch.save_file(state, file)
+    state = safetensors.torch.load_file(file) | change
+    safetensors.torch.save_file({name: value for name, value in state.items() if value is not None}, file)
     assert_weights_refused(copy)
 
 
@@ -401,17 +378,19 @@ def test_the_weights_of_a_finished_run_give_the_numbers_of_its_result(copy):
 
 # Bad configurations
 
-@pytest.mark.parametrize("task", ["", "Toy", "os.system", "litvae", "litvae.genesis.vanilla", "litvae.genesis.vanilla.Nothing", "litvae.genesis.nothing.Task",
-                                  "litvae.core.files.write_text", "litvae.core.runs.os.system", "litvae.genesis.vanilla.KINDS", "litvae..x", "litvae.core.files.LitvaeError"])
+@pytest.mark.parametrize("task", [
+    "", "Toy", "os.system", "litvae", "litvae..x", "litvae.genesis.vanilla", "litvae.genesis.vanilla.Nothing",
+    "litvae.genesis.nothing.Task", "litvae.genesis.vanilla.KINDS", "litvae.core.files.write_text",
+    "litvae.core.files.LitvaeError", "litvae.core.runs.os.system"])
 def test_an_unknown_task_is_refused(task, tmp_path):
     with pytest.raises(LitvaeError, match="unknown task"): train(toy(task=task), tmp_path)
     assert not list(tmp_path.rglob("result.json"))
 
 
-@pytest.mark.parametrize("values, names", [({"lerning_rate": 1}, ["lerning_rate"]), ({"Steps": 3, "b": 2}, ["Steps", "b"])])
-def test_unknown_keys_of_a_configuration_are_named(values, names):
+@pytest.mark.parametrize("values", [{"lerning_rate": 1}, {"Steps": 3, "batchsize": 2}])
+def test_unknown_keys_of_a_configuration_are_named(values):
     with pytest.raises(LitvaeError) as caught: RunConfig.from_dict(toy().to_dict() | values)
-    assert all(name in str(caught.value) for name in names)
+    assert all(name in str(caught.value) for name in values)
 
 
 @pytest.mark.parametrize("missing", ["paper", "task", "steps", "model"])
@@ -422,10 +401,12 @@ def test_missing_keys_of_a_configuration_are_named(missing):
 
 
 @pytest.mark.parametrize("values", [
-    {"steps": 0}, {"steps": -3}, {"steps": 10.5}, {"steps": "12"}, {"steps": None}, {"batch_size": 0}, {"log_every": 0}, {"checkpoint_every": 0},
-    {"evaluate_every": -5}, {"learning_rate": float("nan")}, {"learning_rate": -1.0}, {"learning_rate": "fast"}, {"precision": "fp8"}, {"seed": "zero"},
-    {"seed": 0.5}, {"seed": -1}, {"name": ""}, {"name": "a/b"}, {"name": "a b"}, {"paper": ""}, {"paper": "../demo"}, {"paper": "/demo"}, {"model": [1]},
-    {"data": None}, {"batch_size": 65}], ids=lambda values: "-".join(map(repr, *values.items())))
+    {"steps": 0}, {"steps": -3}, {"steps": 10.5}, {"steps": "12"}, {"steps": None}, {"batch_size": 0},
+    {"batch_size": 65},
+    {"log_every": 0}, {"checkpoint_every": 0}, {"evaluate_every": -5}, {"precision": "fp8"}, {"learning_rate": "fast"},
+    {"learning_rate": float("nan")}, {"learning_rate": -1.0}, {"seed": "zero"}, {"seed": 0.5}, {"seed": -1},
+    {"name": ""}, {"name": "a/b"}, {"name": "a b"}, {"paper": ""}, {"paper": "../demo"}, {"paper": "/demo"},
+    {"model": [1]}, {"data": None}], ids=lambda values: "-".join(map(repr, *values.items())))
 def test_impossible_values_are_refused_with_one_clear_error(values, tmp_path):
     with pytest.raises(LitvaeError): train(RunConfig.from_dict(toy().to_dict() | values), tmp_path / "runs")
     assert not list(tmp_path.rglob("result.json")) and not list(tmp_path.rglob("weights.safetensors"))
@@ -448,10 +429,12 @@ def test_a_configuration_survives_json(tmp_path):
 
 def test_two_settings_never_share_a_folder():
     base = toy()
-    others = {"paper": "other", "task": "x", "data": {"n": 1}, "model": {"width": 8}, "objective": {"goal": 1}, "steps": 13, "batch_size": 5, "learning_rate": 0.5,
-              "seed": 1, "precision": "bf16", "log_every": 3, "checkpoint_every": 5, "evaluate_every": 6, "version": 2, "name": "other"}
+    others = {"paper": "other", "name": "other", "task": "x", "data": {"n": 1}, "model": {"width": 8}, "steps": 13,
+              "objective": {"goal": 1}, "batch_size": 5, "learning_rate": 0.5, "seed": 1, "precision": "bf16",
+              "log_every": 3, "checkpoint_every": 5, "evaluate_every": 6, "version": 2}
     assert set(others) == set(base.to_dict())
-    assert len({run_path(changed(base, **{key: value})) for key, value in others.items()} | {run_path(base)}) == len(others) + 1
+    paths = {run_path(changed(base, **{key: value})) for key, value in others.items()}
+    assert len(paths | {run_path(base)}) == len(others) + 1
 
 
 # A loss that is not finite
@@ -462,13 +445,15 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint_and_a_report(
     path = run_path(config, tmp_path)
     with pytest.raises(NonFiniteLoss, match="step 11") as caught: train(config, tmp_path)
     assert caught.value.step == 11
-    kept, good = (load_checkpoint(path / "checkpoint.pt", config_hash(config)), load_checkpoint(stopped / "checkpoint.pt", config_hash(toy())))
-    assert equal({key: kept[key] for key in ("step", "task", "optimiser")}, {key: good[key] for key in ("step", "task", "optimiser")})
+    kept = load_checkpoint(path / "checkpoint.pt", config_hash(config))
+    good = load_checkpoint(stopped / "checkpoint.pt", config_hash(toy()))
+    assert all(equal(kept[key], good[key]) for key in ("step", "task", "optimiser"))
     report = read_json(path / "failure.json")
     assert report["step"] == 11 and "step 11" in report["message"] and set(report["parts"]) == {"loss", "err", "size"}
-    assert logged(path) == [2, 4, 6, 8, 10] and set(contents(path)) == {"config.json", "metrics.jsonl", "checkpoint.pt", "failure.json"}
+    assert set(contents(path)) == {"config.json", "metrics.jsonl", "checkpoint.pt", "failure.json"}
+    assert logged(path) == [2, 4, 6, 8, 10]
     before = metrics(path), contents(path)["checkpoint.pt"], contents(path)["failure.json"]
-    with pytest.raises(NonFiniteLoss, match="step 11"): train(config, tmp_path)    # from the checkpoint, to the same end
+    with pytest.raises(NonFiniteLoss, match="step 11"): train(config, tmp_path)              # from the checkpoint
     assert before == (metrics(path), contents(path)["checkpoint.pt"], contents(path)["failure.json"])
     with pytest.raises(LitvaeError, match="not finished"): Run(path).result
 
@@ -499,7 +484,8 @@ def test_a_final_number_that_is_not_finite_is_one_clear_error(tmp_path):
 def test_the_error_of_a_worker_reaches_its_parent():
     "Exceptions travel between processes as pickles."
     error = pickle.loads(pickle.dumps(NonFiniteLoss(7, {"loss": float("nan")})))
-    assert type(error) is NonFiniteLoss and error.step == 7 and "step 7" in str(error) and np.isnan(error.parts["loss"])
+    assert type(error) is NonFiniteLoss and error.step == 7 and "step 7" in str(error)
+    assert np.isnan(error.parts["loss"])
 
 
 # Disks
@@ -539,7 +525,7 @@ def assert_whole_files_only(path, allowed=frozenset()):
     if names: assert not Run(path).finished
 
 
-@pytest.mark.parametrize("size, step", [(4, None), (8, None), (100, None), (300, 4), (412, 4)], ids=lambda value: str(value))
+@pytest.mark.parametrize("size, step", [(4, None), (8, None), (100, None), (300, 4), (412, 4)], ids=str)
 def test_a_full_disk_loses_nothing(size, step, disk, wide, tmp_path):
     "Too full for anything, for the metrics, for the first and for the second checkpoint; then somebody makes room."
     root = disk(size)
@@ -561,8 +547,8 @@ def test_a_disk_that_fills_up_before_the_weights_are_written(disk, tmp_path, wid
     assert_whole_files_only(path)
     assert load_checkpoint(path / "checkpoint.pt", config_hash(config))["step"] == 12
     (root / "filler").write_bytes(b"")                             # room again
-    assert_same_weights = weights(train(config, root).path) == weights(wide)
-    assert assert_same_weights and metrics(path) == metrics(wide)
+    train(config, root)
+    assert weights(path) == weights(wide) and metrics(path) == metrics(wide)
 
 
 def test_a_read_only_disk_is_one_clear_error_and_finished_runs_can_be_read(disk, finished):
@@ -588,8 +574,9 @@ def test_an_unfinished_run_on_a_read_only_disk_stays_as_it_is(disk, stopped, fin
     assert_same_run(train(toy(), root).path, finished)
 
 
-@pytest.mark.parametrize("limit, changes", [(1000, {"log_every": 1, "checkpoint_every": 99}), (1000, {}), (150_000, {}), (50_000, {"checkpoint_every": 99})],
-                         ids=["metrics", "checkpoint", "rest of the checkpoint", "weights"])
+@pytest.mark.parametrize("limit, changes", [
+    (1000, {"log_every": 1, "checkpoint_every": 99}), (1000, {}), (150_000, {}), (50_000, {"checkpoint_every": 99})],
+    ids=["metrics", "checkpoint", "rest of the checkpoint", "weights"])
 def test_files_that_may_not_grow_are_one_clear_error(limit, changes, tmp_path, wide):
     "A limit on the size of files, as queues and quotas set it, needs no disk of its own."
     config = changed(WIDE, **changes)
@@ -609,7 +596,8 @@ def test_a_file_in_the_place_of_the_folder_is_one_clear_error(tmp_path):
 
 
 def test_a_file_that_a_task_misses_is_not_called_a_full_disk(tmp_path):
-    with pytest.raises((LitvaeError, OSError), match="/nowhere/scenes.npz") as caught: train(toy(task="helpers.Missing"), tmp_path)
+    with pytest.raises((LitvaeError, OSError), match="/nowhere/scenes.npz") as caught:
+        train(toy(task="helpers.Missing"), tmp_path)
     assert "free some space" not in str(caught.value)
 
 
@@ -650,8 +638,9 @@ def test_a_diverging_run_stops_no_other_run(tmp_path):
     configs = [changed(fine, name="diverging", learning_rate=1e30), changed(fine, name="greedy", batch_size=100), fine]
     with pytest.raises(LitvaeError) as caught: train_all(configs, jobs=1, root=tmp_path, progress=False)
     message = str(caught.value)
-    assert "2 of 3 runs failed" in message and "diverging: NonFiniteLoss" in message and "not finite at step" in message
-    assert "greedy: LitvaeError" in message and "smaller batch" in message and "\n  fine" not in message
+    assert "2 of 3 runs failed" in message and "\n  fine" not in message
+    assert "diverging: NonFiniteLoss" in message and "not finite at step" in message
+    assert "greedy: LitvaeError" in message and "smaller batch" in message
     assert Run(run_path(fine, tmp_path)).finished and (run_path(configs[0], tmp_path) / "failure.json").exists()
 
 
@@ -665,14 +654,19 @@ def test_a_run_that_lacks_only_its_result_is_left_to_a_worker(tmp_path, monkeypa
 
 
 def test_ctrl_c_ends_a_sweep_and_loses_nothing(tmp_path):
-    "The signal goes to the whole group of processes, as from a terminal: no run is begun after it, and the next call completes all."
+    "The signal goes to the whole group of processes, as from a terminal: no run begins after it, the next resumes."
     configs = [vanilla(f"run{number}", steps=300, log_every=5, checkpoint_every=10) for number in range(3)]
     (tmp_path / "sweep.json").write_text(json.dumps([config.to_dict() for config in configs]))
-    code = ("import json, sys; from litvae.core.pool import train_all; from litvae.core.runs import RunConfig\n"
-            "if __name__ == '__main__': train_all([RunConfig.from_dict(c) for c in json.load(open('sweep.json'))], jobs=1, root='.', progress=False)")
-    (tmp_path / "sweep.py").write_text(code)
+    (tmp_path / "sweep.py").write_text("""if __name__ == "__main__":
+    import json
+    from litvae.core.pool import train_all
+    from litvae.core.runs import RunConfig
+    configs = [RunConfig.from_dict(values) for values in json.load(open("sweep.json"))]
+    train_all(configs, jobs=1, root=".", progress=False)
+""")
+    command = [sys.executable, "sweep.py"]
     with open(tmp_path / "log", "w") as log:
-        sweep = subprocess.Popen([sys.executable, "sweep.py"], cwd=tmp_path, start_new_session=True, stdout=log, stderr=log)
+        sweep = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stdout=log, stderr=log)
     wait_until(lambda: steps_done(configs[0], tmp_path) > 20 or sweep.poll() is not None)
     os.killpg(sweep.pid, signal.SIGINT)
     try: sweep.wait(60)

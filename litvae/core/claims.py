@@ -258,11 +258,12 @@ def _slope(claim, series, budget, bound):
     status = _decide(slope._replace(mean=sign * slope.mean))
     text = f"{claim.metric} changes by {_spread(slope)} per {'doubling' if log2 else 'unit'} from {x[0]:g} to {x[-1]:g}"
     if status == "fails": return status, text
-    steps = [mean_interval(step, level=1 - 0.05 / (len(x) - 1)) for step in np.diff(table).T]
+    level = 1 - 0.05 / (len(x) - 1)
+    steps = [mean_interval(step, level) for step in np.diff(table).T]
     i = max(range(len(steps)), key=lambda i: -sign * steps[i].mean)
     if sign * steps[i].mean > 0: return status, text
     broken = any(_decide(step._replace(mean=sign * step.mean)) == "fails" for step in steps)
-    text += f", but the step from {x[i]:g} to {x[i + 1]:g} does not go that way: {_spread(steps[i])}"
+    text += f", but the step from {x[i]:g} to {x[i + 1]:g} does not go that way: {_spread(steps[i])} ({level:.1%})"
     return "fails" if broken else "inconclusive", text
 
 # %% ../../nbs/core/09_claims.ipynb #flat

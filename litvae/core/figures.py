@@ -7,17 +7,16 @@ __all__ = ['PALETTE', 'Interval', 'use_style', 'colour', 'direction', 'mean_inte
            'mask_colours', 'jsonable', 'provenance', 'provenance_line', 'save_figure', 'Table', 'save_table']
 
 # %% ../../nbs/core/08_figures.ipynb #imports
-import math, os, platform, subprocess, sys, textwrap
+import math, sys, textwrap
 from collections import namedtuple
 from contextlib import contextmanager
-from importlib.resources import files as package_files
 from pathlib import Path, PurePath
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
-from .. import __version__
+from .environment import environment
 from .files import LitvaeError, atomic_path, write_json, write_text
 
 # %% ../../nbs/core/08_figures.ipynb #style
@@ -151,33 +150,6 @@ def mask_colours(mask):
     colours[mask < 0] = 255
     return colours
 
-# %% ../../nbs/core/08_figures.ipynb #collect
-def _cpu():
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as f:
-            return next(line.split(":", 1)[1].strip() for line in f if line.startswith("model name"))
-    except (OSError, StopIteration): return platform.processor() or platform.machine()
-
-
-def _hardware():
-    import torch  # imported here, because reading a report should not take the seconds of importing torch
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": _cpu(), "threads": torch.get_num_threads(), "gpu": gpu}
-
-
-def _git():
-    "Commit and state of the checkout that holds this package; None outside a checkout."
-    here = package_files("litvae")
-
-    def git(*words):
-        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=20)
-        return done.stdout.strip() if done.returncode == 0 else None
-    try:
-        commit = git("rev-parse", "HEAD") if git("ls-files", "--error-unmatch", "__init__.py") is not None else None
-        changes = git("status", "--porcelain", "--", ":/litvae", ":/reproduce")
-        return commit and {"commit": commit, "dirty": bool(changes)}
-    except (OSError, subprocess.SubprocessError): return None
-
 # %% ../../nbs/core/08_figures.ipynb #plain
 def jsonable(value):
     """`value` with lists for tuples and arrays, text for keys, numbers for numpy and torch scalars, None for NaN and
@@ -201,7 +173,6 @@ def _unique(values):
 def provenance(preset=None, runs=(), parameters=None, data=()):
     """Where a figure comes from, as a dict that JSON can hold. `runs` are finished `litvae.core.runs.Run`s; `data`
     names what was used beside them: a sequence of data sets (`.name`, `.source`) or dicts with these keys."""
-    import torch
     runs, data = list(runs), [d if isinstance(d, dict) else {"name": d.name, "source": d.source} for d in data]
     used = _unique({"name": d["name"], "source": d["source"]} for d in [run.result["data"] for run in runs] + data)
     return jsonable({
@@ -210,9 +181,7 @@ def provenance(preset=None, runs=(), parameters=None, data=()):
         "seeds": sorted({run.config.seed for run in runs}), "runs": sorted(run.config.run_id for run in runs),
         "training": {"seconds": round(math.fsum(run.result["seconds"] for run in runs), 1),
                      "hardware": _unique(run.result["environment"].get("hardware") for run in runs)},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "litvae": __version__,
-                     "numpy": np.__version__, "matplotlib": mpl.__version__},
-        "git": _git(), "hardware": _hardware()})
+        "environment": environment() | {"numpy": np.__version__, "matplotlib": mpl.__version__}})
 
 # %% ../../nbs/core/08_figures.ipynb #line
 def _duration(seconds):
@@ -226,14 +195,14 @@ def provenance_line(provenance, full=True):
     words = [f"preset {provenance['preset']}"] if provenance.get("preset") else []
     sources = {"standin": " (stand-in)", "real": " (real)"}
     words += [d["name"] + sources.get(d["source"], "") for d in provenance.get("data", [])]
-    seeds, runs, git = provenance.get("seeds", []), provenance.get("runs", []), provenance.get("git")
+    seeds, runs, here = provenance.get("seeds", []), provenance.get("runs", []), provenance.get("environment", {})
     if seeds: words.append(("seeds " if len(seeds) > 1 else "seed ") + ", ".join(map(str, seeds)))
     if full:
         if runs:
             took = _duration(provenance["training"]["seconds"])
             words.append(f"{len(runs)} run{'s' * (len(runs) > 1)}, trained in {took}")
-        words.append(", ".join(f"{name} {provenance['versions'][name]}" for name in ("litvae", "torch")))
-        if git: words.append(f"commit {git['commit'][:9]}" + " with local changes" * git["dirty"])
+        words += [f"{name} {here[name]}" for name in ("litvae", "torch") if name in here]
+        if commit := here.get("git_commit"): words.append(f"commit {commit.rstrip('+')}" + " with local changes" * commit.endswith("+"))
     return " · ".join(words)
 
 # %% ../../nbs/core/08_figures.ipynb #save-parts

@@ -33,7 +33,9 @@ def expect_error(kind=LitvaeError, contains=""):
 
 # %% ../../nbs/core/00_files.ipynb #reasons
 _REASONS = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up",
-            errno.EROFS: "the file system is read-only", errno.EACCES: "permission denied", errno.EPERM: "permission denied"}
+            errno.EROFS: "the file system is read-only", errno.EACCES: "permission denied", errno.EPERM: "permission denied",
+            errno.EEXIST: "a file stands where a folder is needed", errno.ENOTDIR: "a file stands where a folder is needed",
+            errno.EFBIG: "the file would exceed the size limit of this process"}
 
 
 def cannot_write(path, error):

@@ -6,7 +6,7 @@
 __all__ = ['train', 'UsageError', 'reproduce', 'data', 'report', 'parser', 'main']
 
 # %% ../../nbs/reproduce/04_cli.ipynb #imports
-import argparse, fnmatch, os, sys
+import argparse, fnmatch, os, sys, textwrap
 from pathlib import Path
 from ..core.files import LitvaeError
 
@@ -50,13 +50,20 @@ def reproduce(args):
 # %% ../../nbs/reproduce/04_cli.ipynb #data
 def data(args):
     "List the data sets, or load one split and describe it."
-    from litvae.data import data_root, known, load
+    from litvae.data import catalogue, data_root, load
     if args.name is None:
-        print(f"data root: {data_root()}  (LITVAE_DATA)\n")
-        for name, text in known().items(): print(f"{name}\n    {text}")
+        print(f"data root: {data_root()}  (set LITVAE_DATA to change it)")
+        for entry in catalogue(): print(_describe(entry))
         return
     options = {"size": args.size} if args.size else {}
     print(load(args.name, split=args.split, source=args.source, n=args.n, **options).describe())
+
+
+def _describe(entry):
+    "A data set in a few lines: its stand-in, its real files and whether they are there."
+    standin = f"stand-in: {entry['standin']}" if entry["standin"] else "no stand-in"
+    files = "".join(f"\n    {name}: {text}" for name, text in entry["files"].items())
+    return f"\n{entry['name']} (real files {'present' if entry['present'] else 'absent'}; {standin}){files}\n" + textwrap.indent(textwrap.fill(entry["doc"], 110), "  ")
 
 
 def report(args):
@@ -87,7 +94,8 @@ def parser():
     sub.add_argument("--n", type=int, help="number of items")
     sub.add_argument("--size", type=int, help="image size in pixels")
     sub = verb(report, help="judge the claims and write REPORT.md", description="Judge the claims from what the notebooks recorded; trains and draws nothing.")
-    sub.add_argument("--preset", default="small"), sub.add_argument("--out", help="folder of figures (default: that of the preset)")
+    sub.add_argument("--preset", default="small", help="smoke, quick, small or paper")
+    sub.add_argument("--out", help="folder of figures (default: that of the preset)")
     return p
 
 

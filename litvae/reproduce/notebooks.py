@@ -106,12 +106,13 @@ def check_parameters(source, parameters):
 # %% ../../nbs/reproduce/01_notebooks.ipynb #private
 _GUARD = """
 def _guard():
-    import os, shutil, threading, time
-    parent = os.getppid()
+    import faulthandler, os, shutil, threading, time
+    parent, home = os.getppid(), os.environ["IPYTHONDIR"]
     def watch():
         while os.getppid() == parent: time.sleep(0.5)
-        shutil.rmtree(os.environ["IPYTHONDIR"], ignore_errors=True)
+        shutil.rmtree(home, ignore_errors=True)
         os._exit(1)
+    faulthandler.enable(open(os.path.join(home, "printed.txt"), "a"), all_threads=False)
     threading.Thread(target=watch, daemon=True).start()
 _guard(); del _guard
 """
@@ -126,7 +127,7 @@ def _private_kernel(cwd, threads):
         (startup / "guard.py").write_text(_GUARD)
         env = {name: value for name, value in os.environ.items() if name not in ("MPLBACKEND", "PYTHONSTARTUP")}
         env |= {"IPYTHONDIR": home, "OMP_NUM_THREADS": str(threads), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-        with open(Path(home) / "printed.txt", "w+") as printed:
+        with open(Path(home) / "printed.txt", "a+") as printed:
             yield {"env": env, "cwd": str(cwd), "stdout": printed, "stderr": printed}
 
 # %% ../../nbs/reproduce/01_notebooks.ipynb #running
@@ -295,16 +296,17 @@ def _execute(template, temporary, given, job, progress, running):
             except _NeverStarted as error:
                 if attempt == 1 and not running.stopped: continue
                 reason = f"its kernel did not start ({error.__cause__})"
-                raise NotebookError(job.source, reason, traceback=_tail(start)) from error
+                raise NotebookError(job.source, reason, traceback=_last_words(start)) from error
             except papermill.PapermillExecutionError: pass
-            except DeadKernelError: death = _tail(start) or "(it left no message)"
+            except DeadKernelError: death = _last_words(start) or "(it left no message)"
             return notebooks[-1], death
 
 
-def _tail(start, lines=20):
-    "The last lines that the kernel printed outside of cells."
+def _last_words(start, lines=20):
+    "The end of what the kernel printed outside of cells, or the top of Python's report of a crash."
     start["stderr"].seek(0)
-    return "\n".join(_plain_text(start["stderr"].read()).splitlines()[-lines:])
+    printed, fatal, report = _plain_text(start["stderr"].read()).partition("Fatal Python error")
+    return "\n".join((fatal + report).splitlines()[:lines] if fatal else printed.splitlines()[-lines:])
 
 # %% ../../nbs/reproduce/01_notebooks.ipynb #job
 @dataclass(frozen=True)
@@ -337,7 +339,7 @@ def _run(job, progress, running):
         executed, death = _execute(template, temporary, given, job, progress, running)
         error = _failure(executed, template, job.source, failed, death)
         nbformat.write(_tidy(executed, cwd), temporary)
-        if not error and not is_complete(temporary):
+        if not error and (death or not is_complete(temporary)):
             error = NotebookError(job.source, "some cells were not executed", failed=failed)
         if error:
             os.replace(temporary, failed)
@@ -351,8 +353,8 @@ def run_notebooks(jobs, workers=2, on_done=None):
     exception that stopped it. `on_done(job, result)` is called in this thread as each one ends. Raises `LitvaeError` if
     two jobs share a target."""
     jobs, results, running = list(jobs), {}, _Running()
-    targets = [Path(job.target).absolute() for job in jobs]
-    if twice := {str(target) for target in targets if targets.count(target) > 1}:
+    targets = [os.path.abspath(job.target) for job in jobs]
+    if twice := {target for target in targets if targets.count(target) > 1}:
         raise LitvaeError(f"two notebooks would be written to {', '.join(sorted(twice))}; give each its own target")
     if jobs: _extra(), _engine()
     with ThreadPoolExecutor(max(1, workers)) as pool:

@@ -38,7 +38,7 @@ def judge_paper(out, folder, preset):
 _MARKS = {"holds": "✔", "fails": "✘", "inconclusive": "○", "needs real data": "◇", "not run": "☐"}
 
 
-def _cell(text): return " ".join(str(text).replace("|", "\\|").split()) or "–"
+def _cell(text): return " ".join(str(text).replace("|", "\\|").splitlines()) or "–"
 
 
 def _table(head, rows):
@@ -62,8 +62,9 @@ def _claims_table(judged):
     rows = []
     for claim, verdict, origin in judged:
         made_with = provenance_line({**origin, "seeds": verdict.seeds}, full=False) if origin else ""
-        rows.append([f"{_MARKS[verdict.status]}\u00a0{verdict.status}", f"{claim.sentence}<br>`{claim.id}`", claim.where,
-                     _by_line(verdict.paper), _by_line(verdict.ours), made_with, verdict.reason])
+        mark = _by_line(f"{_MARKS[verdict.status]} {verdict.status}")
+        rows.append([mark, f"{claim.sentence}<br>`{claim.id}`", claim.where, _by_line(verdict.paper),
+                     _by_line(verdict.ours), made_with, verdict.reason])
     return _table(["verdict", "the paper says", "where", "paper", "ours", "made with", "because"], rows)
 
 # %% ../../nbs/reproduce/02_report.ipynb #pictures

@@ -1,25 +1,27 @@
 """Processes to be killed.
 
 Importing torch takes seconds, so the children are forked by a server process (`multiprocessing`'s forkserver) that
-has imported torch and litvae and done nothing else. For what these tests ask, such a child is a program started by hand: it is a process of
-its own with its own files and locks, it shares no memory with the test, SIGKILL gives it no chance to tidy up, and nothing of an
-earlier child lives on in the server. Programs started in the ordinary way are killed in test_distributed.py (torchrun) and in the tests of
-the pool (spawn)."""
-import json, multiprocessing, os, signal, sys, time
-from pathlib import Path
+has imported torch and litvae and done nothing else. For what these tests ask, such a child is as good as a program
+started by hand: it is a process of its own with its own files and locks, it shares no memory with the test, SIGKILL
+gives it no chance to tidy up, and nothing of an earlier child lives on in the server. Programs started in the ordinary
+way are killed in test_distributed.py (torchrun) and in the tests of the pool (spawn)."""
+import multiprocessing, os, signal, sys, threading, time
+
+from tqdm import tqdm
 
 from litvae.core.files import LitvaeError
 from litvae.core.runs import RunConfig, train_or_load
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["litvae.core.runs", "litvae.genesis.vanilla", "torch._dynamo"])    # (the last one comes with an optimiser)
+context.set_forkserver_preload(["litvae.genesis.vanilla", "torch._dynamo"])     # optimisers import the latter
 REFUSED = 3                                                        # exit code after a LitvaeError
 
 
 def start(config, root, log, prepare=(), **options):
     """Start `train_or_load(config, root, **options)` in a process of its own, and return that.
 
-    What it prints, and the one line of a `LitvaeError`, go to the file `log`. `prepare` is (function, *arguments), called first."""
+    What it prints, and the one line of a `LitvaeError`, go to the file `log`. `prepare` is called first: (function,
+    *arguments)."""
     child = context.Process(target=_train, args=(config.to_dict(), str(root), str(log), prepare, options))
     child.start()
     return child
@@ -27,6 +29,7 @@ def start(config, root, log, prepare=(), **options):
 
 def _train(config, root, log, prepare, options):
     import helpers.tasks                                           # registers the tasks
+    tqdm.set_lock(threading.RLock())                               # its own is a semaphore, which a kill would leave behind
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1), os.dup2(1, 2)
     if prepare: prepare[0](*prepare[1:])
     try: train_or_load(RunConfig.from_dict(config), root, progress=False, **options)
@@ -36,9 +39,9 @@ def _train(config, root, log, prepare, options):
 
 
 def die_at_write(number, how):
-    """Prepare a process to kill itself at its write number `number`, counted by the final rename of each complete file.
+    """Prepare a process to kill itself at its write number `number`, counted by the final renames of complete files.
 
-    `how` is "half" (the temporary file is cut to half its length, the rename does not happen) or "after" (just renamed)."""
+    `how` is "half" (the temporary file is cut to half its length and not renamed) or "after" (it was just renamed)."""
     rename, count = os.replace, 0
 
     def replace(source, target, **options):
@@ -67,10 +70,3 @@ def wait_until(condition, child=None, patience=60):
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.001)
     return True
-
-
-def logged(path):
-    "The steps in metrics.jsonl of the run folder `path`, complete lines only."
-    try: lines = (Path(path) / "metrics.jsonl").read_text().split("\n")[:-1]
-    except FileNotFoundError: return []
-    return [json.loads(line)["step"] for line in lines]

@@ -14,7 +14,7 @@ from litvae.core.files import LitvaeError
 from litvae.core.runs import build_task, train_or_load
 from litvae.core.training import Trainer, join_processes
 
-DOUBLE = vanilla("double", task="helpers.DoubleVAE", batch_size=8, objective={"goal_rmse": 0.45, "factor": 200.0})
+DOUBLE = vanilla("double", task="helpers.DoubleVAE", batch_size=8, objective={"goal_rmse": 0.45, "factor": 1.0})
 TWO = vanilla("two", "dc", task="helpers.Dying", steps=12, batch_size=4, log_every=2, checkpoint_every=4)
 EXPLODING = toy("exploding", "helpers.Exploding", model={"at": 7, "value": "nan", "rank": "1"})
 ODD = toy("odd", batch_size=5)

@@ -1,4 +1,4 @@
-"Small configurations and tasks: tiny VAEs of litvae itself, and toys that wait, diverge or fill a disk at a given step."
+"Small configurations and tasks: tiny VAEs of litvae itself, and toys that wait, diverge or fill a disk."
 import os, signal, time
 from pathlib import Path
 
@@ -122,7 +122,7 @@ class Missing(Toy):
 
 
 class Dying(VanillaVAE):
-    "A VAE; the process of rank `LITVAE_TEST_RANK` kills itself at step `LITVAE_TEST_STEP` unless torchrun restarted it."
+    "A VAE; rank `LITVAE_TEST_RANK` kills itself at step `LITVAE_TEST_STEP`, unless torchrun has started it anew."
     def batch(self, indices):
         self.steps = getattr(self, "steps", 0) + 1
         here = (os.environ.get("RANK"), str(self.steps), os.environ.get("TORCHELASTIC_RESTART_COUNT"))
