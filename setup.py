@@ -12,7 +12,7 @@ extras = {name: cfg[f"{name}_requirements"].split() for name in ("reproduce", "c
 
 setup(
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"], keywords=cfg["keywords"],
-    author=cfg["author"], url=cfg["git_url"], license="Apache-2.0",
+    author=cfg["author"], license="Apache-2.0",
     long_description=Path("README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
     classifiers=["Development Status :: 4 - Beta", "Intended Audience :: Science/Research",
                  "Programming Language :: Python :: 3.11", "Programming Language :: Python :: 3.12"],

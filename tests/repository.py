@@ -1,6 +1,6 @@
 """The checks of the repository itself. Each takes the root of a checkout, changes nothing in it, and returns a list
 of complaints, one line each: an empty list is a pass. test_repository.py runs them here and on broken copies."""
-import ast, filecmp, fnmatch, json, re, shutil, subprocess, sys, tempfile
+import ast, filecmp, fnmatch, json, os, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
 import nbformat, yaml
@@ -18,11 +18,13 @@ def files(root):
                               capture_output=True, text=True)
         names = {name for name in done.stdout.split("\0") if name}
         if done.returncode == 0: return sorted(root / name for name in names if (root / name).is_file())
-    def kept(path):
-        parts = path.relative_to(root).parts
-        if any(fnmatch.fnmatch(part, pattern) for part in parts for pattern in _LEFT_OUT): return False
-        return "data" not in parts[:-1] or parts[:2] in {("nbs", "data"), ("litvae", "data")}
-    return sorted(path for path in root.rglob("*") if path.is_file() and kept(path))
+    found = []
+    for folder, below, names in os.walk(root):
+        keep = lambda name: not any(fnmatch.fnmatch(name, pattern) for pattern in _LEFT_OUT)
+        source_of_data = Path(folder).relative_to(root).as_posix() in ("nbs", "litvae")
+        below[:] = [name for name in below if keep(name) and (name != "data" or source_of_data)]
+        found += [Path(folder) / name for name in names if keep(name)]
+    return sorted(found)
 
 
 def notebooks(root, *folders):
@@ -244,7 +246,7 @@ def _circles(graph):
 # --------------------------------------------------------------------------------------------------------- hygiene
 MAX_FILE, MAX_NOTEBOOK, MAX_CELL, MAX_LINE = 1_000_000, 300_000, 40, 120
 _MACHINE = re.compile(r"(?<![\w.])/(?:(?:root|home|Users|work)/[\w.]|tmp/(?:tmp|plan|pytest))[\w./-]*")
-_UNFINISHED = re.compile(r"\b(TO" r"DO|FIX" r"ME|NotImplemented" r"Error)\b")
+_UNFINISHED = re.compile(r"\b(TO" r"DO|FIX" r"ME|NotImplemented" r"Error)\b|@[A-Z]+@")
 _REGISTRY = re.compile("py" r"pi\.org|python" r"hosted\.org|registry\." r"npmjs|download\." r"pytorch")
 _TEXT = set(".py .md .ipynb .ini .toml .yml .yaml .sh .smk .txt .csv .json .svg .css .html .js".split()) | {""}
 

@@ -350,8 +350,8 @@ time.sleep(600)
 
 @pytest.fixture
 def start(tmp_path):
-    """A function that runs the template in a new process; it returns, once a cell sleeps, the process, the kernel, and the
-    kernel's own folder. A process that the test leaves is killed."""
+    """A function that runs the template in a new process; it returns, once a cell sleeps, the process, the kernel, and
+    the kernel's own folder. A process that the test leaves is killed."""
     processes = []
 
     def start():

@@ -9,9 +9,9 @@ TOOLS = "sh make awk df cat cksum mkdir rm mv cp chmod date dirname sleep nproc 
 
 PYTHON = """#!/bin/sh
 case "$*" in
-    "-c import sys; print"*) echo "@VERSION@" ;;
-    "-c import sys; sys.exit"*) exit @OLD@ ;;
-    "-c import venv"*) exit @BARE@ ;;
+    "-c import sys; print"*) echo "<version>" ;;
+    "-c import sys; sys.exit"*) exit <old> ;;
+    "-c import venv"*) exit <bare> ;;
     "-m venv "*) echo "venv" >> "$LOG"; mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; cp "$0" "$3/bin/litvae" ;;
     "-m pip --version") ;;
     "-m pip install"*) echo "$*" >> "$LOG"; sleep "${PIP_SECONDS:-0}"; exit "${PIP_FAILS:-0}" ;;
@@ -32,7 +32,7 @@ class Checkout:
             if where := shutil.which(name): (self.bin / name).symlink_to(where)
 
     def python(self, name="python3.11", version="3.11", old=0, bare=0):
-        text = PYTHON.replace("@VERSION@", version).replace("@OLD@", str(old)).replace("@BARE@", str(bare))
+        text = PYTHON.replace("<version>", version).replace("<old>", str(old)).replace("<bare>", str(bare))
         self.script(name, text)
 
     def script(self, name, text):

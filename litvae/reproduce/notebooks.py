@@ -107,12 +107,12 @@ def check_parameters(source, parameters):
 _GUARD = """
 def _guard():
     import faulthandler, os, shutil, threading, time
-    parent, home = os.getppid(), os.environ["IPYTHONDIR"]
+    parent, home = int(os.environ["JPY_PARENT_PID"]), os.environ["IPYTHONDIR"]
     def watch():
         while os.getppid() == parent: time.sleep(0.5)
-        shutil.rmtree(home, ignore_errors=True)
         os._exit(1)
     faulthandler.enable(open(os.path.join(home, "printed.txt"), "a"), all_threads=False)
+    shutil.rmtree(home, ignore_errors=True)
     threading.Thread(target=watch, daemon=True).start()
 _guard(); del _guard
 """
