@@ -19,7 +19,8 @@ def seconds(decoder, first, z):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in {"batch": 32, "size": 64, "rounds": 15, "channels": 32}.items(): parser.add_argument(f"--{name}", type=int, default=value)
+    for name, value in {"batch": 32, "size": 64, "rounds": 15, "channels": 32}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{hardware()}, torch {torch.__version__}, batch {args.batch}, {args.size}x{args.size}, fp32")
@@ -33,7 +34,8 @@ def main():
                 spent = seconds(decoder, first, z)
                 if round >= 2: times[name].append(1000 * spent)
         cells = [f"{min(t):10.1f} {statistics.median(t):10.1f}" for t in times.values()]
-        print(f"{latent:6d}  {cells[0]:>25s}  {cells[1]:>22s}  {statistics.median(times['naive']) / statistics.median(times['analytic']):8.2f}")
+        ratio = statistics.median(times["naive"]) / statistics.median(times["analytic"])
+        print(f"{latent:6d}  {cells[0]:>25s}  {cells[1]:>22s}  {ratio:8.2f}")
 
 
 if __name__ == "__main__": main()

@@ -217,6 +217,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'litvae/core/training.py'),
                                       'litvae.core.training.Trainer.state_dict': ( 'core/training.html#trainer.state_dict',
                                                                                    'litvae/core/training.py'),
+                                      'litvae.core.training._adam': ('core/training.html#_adam', 'litvae/core/training.py'),
+                                      'litvae.core.training._shared': ('core/training.html#_shared', 'litvae/core/training.py'),
                                       'litvae.core.training.batch_indices': ('core/training.html#batch_indices', 'litvae/core/training.py'),
                                       'litvae.core.training.default_device': ( 'core/training.html#default_device',
                                                                                'litvae/core/training.py'),

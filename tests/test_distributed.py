@@ -15,7 +15,7 @@ def torchrun(what, folder, restarts=0, **environment):
     "Run helpers/ranks.py in two processes, to the end; returns what they printed."
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
                "--max-restarts", str(restarts), ranks.__file__, what, str(folder)]
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 

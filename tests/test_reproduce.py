@@ -1,4 +1,5 @@
-"The main job from end to end at the preset smoke: killed in the middle, started again, called once more; and the Snakefile."
+"""The main job from end to end at the preset smoke: killed in the middle, started again, called once more;
+and the Snakefile."""
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
 
@@ -15,8 +16,8 @@ PAPER = "reconstruction_bottlenecks"
 
 def start(*words, log):
     "A command in a process group of its own, so that a kill takes the workers too."
-    return subprocess.Popen([sys.executable, "-m", *words], cwd=ROOT, start_new_session=True, stdout=log, stderr=subprocess.STDOUT,
-                            env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return subprocess.Popen([sys.executable, "-m", *words], cwd=ROOT, start_new_session=True,
+                            stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def wait_for(condition, seconds=180):
@@ -33,7 +34,8 @@ def files(folder): return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in 
 def reproduced(tmp_path_factory):
     "A reproduction that was killed after a few runs and started again: its folder and the output of the second start."
     folder = tmp_path_factory.mktemp("reproduced")
-    words = ["litvae.reproduce.cli", "reproduce", "--preset", "smoke", "--jobs", "2", "--runs", str(folder / "runs"), "--out", str(folder / "out")]
+    words = ["litvae.reproduce.cli", "reproduce", "--preset", "smoke", "--jobs", "2",
+             "--runs", str(folder / "runs"), "--out", str(folder / "out")]
     with open(folder / "first.log", "w") as log:
         process = start(*words, log=log)
         wait_for(lambda: len(list((folder / "runs").glob("*/*/result.json"))) >= 3 or process.poll() is not None)
@@ -51,7 +53,8 @@ def test_every_page_is_drawn(reproduced):
         for page in load_paper(paper).pages:
             assert list((folder / "out" / paper).glob(f"{page}*.json")), page
             notebook = json.loads((folder / "out" / paper / "notebooks" / f"{page}.ipynb").read_text())
-            assert all(cell.get("metadata", {}).get("papermill", {}).get("status", "completed") == "completed" for cell in notebook["cells"])
+            marks = [cell.get("metadata", {}).get("papermill", {}) for cell in notebook["cells"]]
+            assert all(mark.get("status", "completed") == "completed" for mark in marks)
     assert "REPORT.md" in output and "figures and tables" in output
 
 
@@ -66,7 +69,8 @@ def test_second_call_does_nothing(reproduced):
     folder, words, _ = reproduced
     before = files(folder / "runs") | {p: s for p, s in files(folder / "out").items() if p.name != "REPORT.md"}
     done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and "0 of 18 runs to train, 0 of 3 pages to draw" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 of 18 runs to train, 0 of 3 pages to draw" in done.stdout, done.stdout + done.stderr
     assert before == files(folder / "runs") | {p: s for p, s in files(folder / "out").items() if p.name != "REPORT.md"}
 
 
@@ -82,8 +86,9 @@ def test_a_lost_file_is_drawn_again(reproduced):
 
 
 def test_snakefile_agrees_with_the_plan_and_says_why(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "snakemake", "-s", "reproduce/Snakefile", "-n", "--config", "preset=smoke", f"runs={tmp_path}/runs",
-                           f"out={tmp_path}/out"], cwd=ROOT, capture_output=True, text=True)
+    words = ["snakemake", "-s", "reproduce/Snakefile", "-n", "--config", "preset=smoke", f"runs={tmp_path}/runs",
+             f"out={tmp_path}/out"]
+    done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     configs = sweep_configs(load_paper(PAPER), "vanilla", load_preset("smoke"))
     assert all(config.run_id in done.stdout for config in configs) and "Missing output files" in done.stdout
@@ -91,22 +96,28 @@ def test_snakefile_agrees_with_the_plan_and_says_why(tmp_path):
 
 
 def test_snakefile_resumes_a_killed_training(tmp_path):
-    "Two runs; one training process is killed after its first checkpoint. The other ends, the second call finishes the first."
-    configs = [c for c in sweep_configs(load_paper(PAPER), "vanilla", load_preset("quick")) if c.name in ("sbd-latent1-seed0", "sbd-latent2-seed0")]
+    """Two runs; one training process is killed after its first checkpoint.
+    The other ends, the second call finishes the first."""
+    configs = [c for c in sweep_configs(load_paper(PAPER), "vanilla", load_preset("quick"))
+               if c.name in ("sbd-latent1-seed0", "sbd-latent2-seed0")]
     paths = [tmp_path / "runs" / PAPER / config.run_id for config in configs]
-    words = ["snakemake", "-s", "reproduce/Snakefile", "--cores", "2", "--config", "preset=quick", f"runs={tmp_path}/runs", f"out={tmp_path}/out",
+    words = ["snakemake", "-s", "reproduce/Snakefile", "--cores", "2", "--config", "preset=quick",
+             f"runs={tmp_path}/runs", f"out={tmp_path}/out",
              "--nolock", "--", *[str(path / "result.json") for path in paths]]
     with open(tmp_path / "first.log", "w") as log:
         process = start(*words, log=log)
         wait_for(lambda: (paths[0] / "checkpoint.pt").exists() or process.poll() is not None)
-        victims = subprocess.run(["pkill", "-KILL", "-f", f"train --sweep {PAPER} --preset quick --runs {tmp_path}/runs --run {configs[0].run_id}"])
+        command = f"train --sweep {PAPER} --preset quick --runs {tmp_path}/runs --run {configs[0].run_id}"
+        victims = subprocess.run(["pkill", "-KILL", "-f", command])
         assert victims.returncode == 0, (tmp_path / "first.log").read_text()
         assert process.wait() != 0
-    assert (paths[1] / "result.json").exists() and not (paths[0] / "result.json").exists() and (paths[0] / "checkpoint.pt").exists()
+    assert (paths[1] / "result.json").exists() and not (paths[0] / "result.json").exists()
+    assert (paths[0] / "checkpoint.pt").exists()
     kept = (paths[1] / "result.json").stat().st_mtime_ns
     with open(tmp_path / "second.log", "w") as log: assert start(*words, log=log).wait() == 0
     steps = [json.loads(line)["step"] for line in (paths[0] / "metrics.jsonl").read_text().splitlines()]
-    assert steps == sorted(set(steps)) and steps[-1] == configs[0].steps and (paths[1] / "result.json").stat().st_mtime_ns == kept
+    assert steps == sorted(set(steps)) and steps[-1] == configs[0].steps
+    assert (paths[1] / "result.json").stat().st_mtime_ns == kept
 
 
 @pytest.mark.parametrize("words, text", [

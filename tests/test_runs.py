@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from helpers.compare import FINISHED, assert_same_run, contents, equal, logged, metrics, weights
-from helpers.processes import REFUSED, die_at_write, limit_file_size, start, wait_until
+from helpers.processes import REFUSED, die_at_write, end_of, limit_file_size, start, wait_until
 from helpers.tasks import changed, config_hash, toy, vanilla
 from litvae.core.files import CorruptFileError, LitvaeError, read_json, write_json
 from litvae.core.pool import steps_done, train_all
@@ -36,9 +36,8 @@ def copy(finished, tmp_path):
 def stopped(tmp_path):
     "A run of the toy under `tmp_path` that was left at step 8 of 12, with a checkpoint."
     child = start(toy(), tmp_path, tmp_path / "log", prepare=(die_at_write, 4, "after"))     # the second checkpoint
-    child.join()
     path = run_path(toy(), tmp_path)
-    assert child.exitcode == -signal.SIGKILL and logged(path) == [2, 4, 6, 8]
+    assert end_of(child) == -signal.SIGKILL and logged(path) == [2, 4, 6, 8]
     assert load_checkpoint(path / "checkpoint.pt", config_hash(toy()))["step"] == 8
     return path
 
@@ -69,8 +68,7 @@ def test_a_process_killed_at_ten_random_moments_ends_with_the_same_weights(kind,
     assert kills >= 7, "the training ended before the kills"
     assert len(set(steps)) >= 5 and steps[-1] < config.steps
     last = start(config, path.parents[1], tmp_path / "log")
-    last.join()
-    assert last.exitcode == 0 and (tmp_path / "log").read_text() == ""
+    assert end_of(last) == 0 and (tmp_path / "log").read_text() == ""
     assert_same_run(path, reference)
     assert len(metrics(path)) == 80
 
@@ -81,15 +79,13 @@ def deaths(tmp_path, how):
         root = tmp_path / f"{how}{number}"
         root.mkdir()
         child = start(toy(), root, root / "log", prepare=(die_at_write, number, how))
-        child.join()
-        if child.exitcode == 0: break                              # it wrote fewer files than that
+        if end_of(child) == 0: break                               # it wrote fewer files than that
         assert child.exitcode == -signal.SIGKILL
         path = run_path(toy(), root)
         if (path / "metrics.jsonl").exists() and not (path / "result.json").exists():
             with open(path / "metrics.jsonl", "a") as f: f.write('{"step": 13, "lo')    # a line cut short
         child = start(toy(), root, root / "log")
-        child.join()
-        assert child.exitcode == 0, (root / "log").read_text()
+        assert end_of(child) == 0, (root / "log").read_text()
         yield path
     assert number == 8                                             # two small files, three checkpoints, weights, result
 
@@ -142,16 +138,14 @@ def test_a_second_process_is_refused_or_waits(tmp_path, holder):
     config = gated(tmp_path)
     path, before = run_path(config, tmp_path), contents(run_path(config, tmp_path))
     refused = start(config, tmp_path, tmp_path / "refused.log", wait=False)
-    refused.join()
-    assert refused.exitcode == REFUSED
+    assert end_of(refused, 20) == REFUSED
     message = (tmp_path / "refused.log").read_text()
     assert message.count("\n") == 1 and config.run_id in message and "another process" in message
     with pytest.raises(LitvaeError, match="another process"): train_or_load(config, tmp_path, wait=False)
     waiting = start_waiting(config, tmp_path)
     assert waiting.is_alive() and holder.is_alive() and contents(path) == before
     (tmp_path / "gate").touch()
-    holder.join(), waiting.join()
-    assert holder.exitcode == waiting.exitcode == 0
+    assert end_of(holder) == end_of(waiting) == 0
     assert logged(path) == [2, 4, 6, 8, 10, 12] and set(contents(path)) == FINISHED
 
 
@@ -161,8 +155,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path, holder):
     os.kill(holder.pid, signal.SIGSTOP)
     (tmp_path / "gate").touch()                                    # it opens for the one who waits, not for the holder
     os.kill(holder.pid, signal.SIGKILL)
-    holder.join(), waiting.join()
-    assert holder.exitcode == -signal.SIGKILL and waiting.exitcode == 0
+    assert end_of(holder) == -signal.SIGKILL and end_of(waiting) == 0
     assert logged(run_path(config, tmp_path)) == [2, 4, 6, 8, 10, 12]
     reference = train(toy(), tmp_path / "reference").path
     assert weights(run_path(config, tmp_path)) == weights(reference)
@@ -170,8 +163,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path, holder):
 
 def test_four_processes_started_at_once_train_one_run(tmp_path, finished):
     children = [start(toy(), tmp_path, tmp_path / "log") for _ in range(4)]
-    for child in children: child.join()
-    assert [child.exitcode for child in children] == [0] * 4, (tmp_path / "log").read_text()
+    assert [end_of(child) for child in children] == [0] * 4, (tmp_path / "log").read_text()
     assert_same_run(run_path(toy(), tmp_path), finished)
     assert set(contents(run_path(toy(), tmp_path))) == FINISHED
 
@@ -582,9 +574,8 @@ def test_files_that_may_not_grow_are_one_clear_error(limit, changes, tmp_path, w
     config = changed(WIDE, **changes)
     path = run_path(config, tmp_path)
     child = start(config, tmp_path, tmp_path / "log", prepare=(limit_file_size, limit))
-    child.join()
-    log = (tmp_path / "log").read_text()
-    assert child.exitcode == REFUSED and log.startswith("LitvaeError: cannot write ") and log.count("\n") == 1, log
+    code, log = end_of(child), (tmp_path / "log").read_text()
+    assert code == REFUSED and log.startswith("LitvaeError: cannot write ") and log.count("\n") == 1, log
     assert_whole_files_only(path)
     assert weights(train(config, tmp_path).path) == weights(wide)
 
@@ -620,7 +611,7 @@ def test_a_killed_worker_stops_no_other_run(tmp_path, capfd):
         wait_until(lambda: all(steps_done(config, tmp_path) > 20 for config in configs[:2]) or future.done())
         assert not future.done(), future.exception()
         trained_by(run_path(victim, tmp_path)).send_signal(signal.SIGKILL)
-        error = future.exception()
+        error = future.exception(timeout=300)
     assert isinstance(error, LitvaeError) and "1 of 3 runs failed" in str(error)
     assert "victim: a worker process was killed" in str(error)
     assert not any(config.name in str(error) for config in others)

@@ -30,7 +30,8 @@ def hardware():
 def git_commit():
     "The commit of the checkout this package lies in, `+` appended for uncommitted changes; None outside a checkout."
     def git(*words):
-        done = subprocess.run(["git", "-C", str(package_files("litvae")), *words], capture_output=True, text=True, timeout=20)
+        command = ["git", "-C", str(package_files("litvae")), *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
         return done.stdout.strip() if done.returncode == 0 else None
     try:
         if git("ls-files", "--error-unmatch", "__init__.py") is None: return None

@@ -202,7 +202,8 @@ def provenance_line(provenance, full=True):
             took = _duration(provenance["training"]["seconds"])
             words.append(f"{len(runs)} run{'s' * (len(runs) > 1)}, trained in {took}")
         words.append(", ".join(f"{name} {here[name]}" for name in ("litvae", "torch")))
-        if commit := here.get("git_commit"): words.append(f"commit {commit.rstrip('+')}" + " with local changes" * commit.endswith("+"))
+        if commit := here.get("git_commit"):
+            words.append(f"commit {commit.rstrip('+')}" + " with local changes" * commit.endswith("+"))
     return " · ".join(words)
 
 # %% ../../nbs/core/08_figures.ipynb #save-parts

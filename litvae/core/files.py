@@ -22,7 +22,8 @@ class CorruptFileError(LitvaeError):
 # %% ../../nbs/core/00_files.ipynb #expect
 @contextmanager
 def expect_error(kind=LitvaeError, contains=""):
-    "Pass only if the block raises `kind` with `contains` in its message, which is printed; raises `AssertionError` otherwise."
+    """Pass only if the block raises `kind` with `contains` in its message, which is printed;
+    raises `AssertionError` otherwise."""
     try:
         yield
     except kind as error:
@@ -33,8 +34,10 @@ def expect_error(kind=LitvaeError, contains=""):
 
 # %% ../../nbs/core/00_files.ipynb #reasons
 _REASONS = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up",
-            errno.EROFS: "the file system is read-only", errno.EACCES: "permission denied", errno.EPERM: "permission denied",
-            errno.EEXIST: "a file stands where a folder is needed", errno.ENOTDIR: "a file stands where a folder is needed",
+            errno.EROFS: "the file system is read-only",
+            errno.EACCES: "permission denied", errno.EPERM: "permission denied",
+            errno.EEXIST: "a file stands where a folder is needed",
+            errno.ENOTDIR: "a file stands where a folder is needed",
             errno.EFBIG: "the file would exceed the size limit of this process"}
 
 
@@ -47,7 +50,8 @@ def cannot_write(path, error):
 # %% ../../nbs/core/00_files.ipynb #atomic
 @contextmanager
 def atomic_path(path):
-    "Yield a temporary path beside `path`, renamed to it on success and removed on failure; raises `LitvaeError` if the disk refuses."
+    """Yield a temporary path beside `path`, renamed to it on success and removed on failure;
+    raises `LitvaeError` if the disk refuses."""
     path = Path(path)
     temporary = path.with_name(f".{os.getpid()}.tmp.{path.name}")
     try:
@@ -72,11 +76,13 @@ def write_json(path, value):
 
 
 def read_json(path):
-    "The value stored in the JSON file `path`; raises `CorruptFileError` if it is damaged, `FileNotFoundError` if absent."
+    """The value stored in the JSON file `path`; raises `CorruptFileError` if it is damaged,
+    `FileNotFoundError` if absent."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CorruptFileError(f"{path} is not valid JSON ({error}); restore it, or move it away to start afresh") from error
+        raise CorruptFileError(f"{path} is not valid JSON ({error}); restore it, "
+                               "or move it away to start afresh") from error
 
 # %% ../../nbs/core/00_files.ipynb #hashes
 def sha256_file(path, chunk=1 << 20):

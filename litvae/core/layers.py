@@ -60,11 +60,13 @@ class BroadcastConv2d(nn.Conv2d):
 
 # %% ../../nbs/core/02_layers.ipynb #decoder
 class SpatialBroadcastDecoder(nn.Sequential):
-    """(B, L) -> (B, out_channels, size, size): `layers` valid 3x3 convolutions with ELU over the broadcast code, then 1x1.
+    """(B, L) -> (B, out_channels, size, size): `layers` valid 3x3 convolutions with ELU over the broadcast code,
+    then 1x1.
 
     Source: Watters et al. (2019); Reconstruction Bottlenecks, Table 4 (`channels=32, layers=4, size=64`)."""
     def __init__(self, latent, size=64, channels=32, layers=4, out_channels=3):
-        if layers < 1: raise LitvaeError(f"a spatial broadcast decoder needs at least one 3x3 layer, got layers={layers}")
+        if layers < 1:
+            raise LitvaeError(f"a spatial broadcast decoder needs at least one 3x3 layer, got layers={layers}")
         blocks = [BroadcastConv2d(latent, channels, canvas=size + 2 * layers), nn.ELU()]
         for _ in range(layers - 1): blocks += [nn.Conv2d(channels, channels, 3), nn.ELU()]
         super().__init__(*blocks, nn.Conv2d(channels, out_channels, 1))

@@ -32,14 +32,16 @@ class Elbo(nn.Module):
 
 # %% ../../nbs/core/03_objectives.ipynb #geco
 class Geco(nn.Module):
-    """Scalars (err, kl) -> err + beta * kl with the beta from before the update, then updates beta towards the `goal` (nats per image).
+    """Scalars (err, kl) -> err + beta * kl with the beta from before the update, then updates beta towards the `goal`
+    (nats per image).
 
-    Buffers: `beta`, `err_ema` (nan before the first call), `updates`, `goal_update` (the update at which `err_ema` first
-    reached the goal, -1 if never). Updates in training mode only; under torch.distributed the error is averaged over the ranks.
-    Source: Rezende & Viola (2018) as used by GENESIS."""
+    Buffers: `beta`, `err_ema` (nan before the first call), `updates`, `goal_update` (the update at which `err_ema`
+    first reached the goal, -1 if never). Updates in training mode only; under torch.distributed the error is averaged
+    over the ranks. Source: Rezende & Viola (2018) as used by GENESIS."""
     def __init__(self, goal, step_size=1e-5, momentum=0.99, speedup=10.0, beta=1.0, beta_min=1e-10, beta_max=1e10):
         super().__init__()
-        if not 0 < beta_min <= beta <= beta_max: raise LitvaeError(f"need 0 < beta_min <= beta <= beta_max, got {beta_min}, {beta}, {beta_max}")
+        if not 0 < beta_min <= beta <= beta_max:
+            raise LitvaeError(f"need 0 < beta_min <= beta <= beta_max, got {beta_min}, {beta}, {beta_max}")
         self.goal, self.step_size, self.momentum, self.speedup = float(goal), step_size, momentum, speedup
         self.beta_min, self.beta_max = beta_min, beta_max
         self.register_buffer("beta", torch.tensor(float(beta), dtype=torch.float64))

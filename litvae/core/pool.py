@@ -23,7 +23,8 @@ def steps_done(config, root="runs"):
     try:
         with open(path / "metrics.jsonl", "rb") as f:
             f.seek(max(0, os.path.getsize(f.name) - 2000))
-            numbers = [line.split(b'"step": ')[1].split(b",")[0] for line in f.read().split(b"\n") if b'{"step": ' in line and line.endswith(b"}")]
+            lines = [line for line in f.read().split(b"\n") if b'{"step": ' in line and line.endswith(b"}")]
+            numbers = [line.split(b'"step": ')[1].split(b",")[0] for line in lines]
         return min(int(numbers[-1]), config.steps) if numbers else 0
     except OSError: return 0
 
@@ -42,11 +43,13 @@ def _bar(configs, root):
 def _report(config, root, done, count):
     result = train_or_load(config, root).result
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in list(result["metrics"].items())[:3])
-    print(f"[{done}/{count}] {config.name}: {config.steps} steps in {result['seconds']:.0f} s ({numbers})", file=sys.stderr, flush=True)
+    print(f"[{done}/{count}] {config.name}: {config.steps} steps in {result['seconds']:.0f} s ({numbers})",
+          file=sys.stderr, flush=True)
 
 # %% ../../nbs/core/07_pool.ipynb #train-all
 def train_all(configs, jobs=None, root="runs", progress=True):
-    """The finished `Run`s of `configs`, in order; missing ones are trained, `jobs` processes side by side (default: one a core).
+    """The finished `Run`s of `configs`, in order; missing ones are trained, `jobs` processes side by side
+    (default: one a core).
 
     Raises `LitvaeError` naming every run that failed, after all others have finished."""
     todo = [config for config in configs if steps_done(config, root) < config.steps]
@@ -69,6 +72,8 @@ def train_all(configs, jobs=None, root="runs", progress=True):
 
 
 def _failure_text(failures, count):
-    lines = [f"{name}: a worker process was killed (out of memory?)" if isinstance(error, BrokenProcessPool) else f"{name}: {type(error).__name__}: {error}"
+    killed = "a worker process was killed (out of memory?)"
+    lines = [f"{name}: " + (killed if isinstance(error, BrokenProcessPool) else f"{type(error).__name__}: {error}")
              for name, error in failures.items()]
-    return f"{len(failures)} of {count} runs failed; the others are finished and kept. Start again to retry.\n  " + "\n  ".join(lines)
+    return (f"{len(failures)} of {count} runs failed; the others are finished and kept. Start again to retry.\n  "
+            + "\n  ".join(lines))

@@ -25,8 +25,9 @@ from .training import NonFiniteLoss, Trainer, default_device, evaluate, join_pro
 # %% ../../nbs/core/06_runs.ipynb #config
 @dataclass(frozen=True)
 class RunConfig:
-    """What decides the outcome of a training. `task` is a dotted name inside litvae, called as `task(config)` -> `Task`;
-    `data`, `model` and `objective` are keyword arguments; `run_id` is `name` and a fingerprint of everything."""
+    """What decides the outcome of a training. `task` is a dotted name inside litvae, called as `task(config)` ->
+    `Task`; `data`, `model` and `objective` are keyword arguments; `run_id` is `name` and a fingerprint of
+    everything."""
     paper: str
     name: str
     task: str
@@ -44,19 +45,21 @@ class RunConfig:
     version: int = 1
 
     def __post_init__(self):
-        if not (self.name and all(c.isalnum() or c in "-_." for c in self.name)): raise LitvaeError(f"run name {self.name!r}: use letters, digits and -_.")
+        if not (self.name and all(c.isalnum() or c in "-_." for c in self.name)):
+            raise LitvaeError(f"run name {self.name!r}: use letters, digits and -_.")
         for key in ("steps", "batch_size", "log_every", "checkpoint_every"):
-            if getattr(self, key) < 1: raise LitvaeError(f"run {self.name}: {key} must be at least 1, got {getattr(self, key)}")
+            if getattr(self, key) < 1:
+                raise LitvaeError(f"run {self.name}: {key} must be at least 1, got {getattr(self, key)}")
 
     @property
     def run_id(self): return f"{self.name}-{fingerprint(asdict(self))}"
-
     def to_dict(self): return asdict(self)
 
     @classmethod
     def from_dict(cls, values):
-        known = {f.name for f in fields(cls)}
-        if unknown := set(values) - known: raise LitvaeError(f"unknown run parameter {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
+        known = sorted(f.name for f in fields(cls))
+        if unknown := sorted(set(values) - set(known)):
+            raise LitvaeError(f"unknown run parameter {', '.join(unknown)}; known are {', '.join(known)}")
         try: return cls(**values)
         except TypeError as error: raise LitvaeError(f"run configuration incomplete: {error}") from error
 
@@ -71,22 +74,27 @@ def register_task(name, task):
 
 
 def build_task(config):
-    "The `Task` that `config.task` names, on the CPU, its weights initialised from the seed; raises `LitvaeError` for an unknown one."
+    """The `Task` that `config.task` names, on the CPU, its weights initialised from the seed;
+    raises `LitvaeError` for an unknown one."""
     module, _, name = config.task.rpartition(".")
     task = TASKS.get(config.task)
     if task is None and module.startswith("litvae."):
         try: task = getattr(importlib.import_module(module), name, None)
         except ModuleNotFoundError: pass
-    if task is None: raise LitvaeError(f"unknown task {config.task!r}: name a class inside litvae, or register it with register_task")
+    if task is None:
+        raise LitvaeError(f"unknown task {config.task!r}: name a class inside litvae, "
+                          "or register it with register_task")
     torch.manual_seed(config.seed)
     return task(config)
 
 # %% ../../nbs/core/06_runs.ipynb #run
 class Run:
-    "The folder of one run: `config`, `finished`, `result` (dict), `metrics` (DataFrame, one row a logged step), `load_task()`."
+    """The folder of one run: `config`, `finished`, `result` (dict), `metrics` (DataFrame, one row a logged step),
+    `load_task()`."""
     def __init__(self, path):
         self.path = Path(path)
-        if not (self.path / "config.json").exists(): raise LitvaeError(f"no run in {self.path}: there is no config.json")
+        if not (self.path / "config.json").exists():
+            raise LitvaeError(f"no run in {self.path}: there is no config.json")
         self.config = RunConfig.from_dict(read_json(self.path / "config.json"))
 
     @property
@@ -94,7 +102,8 @@ class Run:
 
     @cached_property
     def result(self):
-        if not self.finished: raise LitvaeError(f"run {self.path.name} is not finished; train it with train_or_load or `litvae train`")
+        if not self.finished:
+            raise LitvaeError(f"run {self.path.name} is not finished; train it with train_or_load or `litvae train`")
         return read_json(self.path / "result.json")
 
     @property
@@ -106,12 +115,12 @@ class Run:
         task = build_task(self.config)
         try: weights = safetensors.torch.load_file(self.path / "weights.safetensors")
         except (OSError, safetensors.SafetensorError) as error:
-            raise CorruptFileError(f"{self.path / 'weights.safetensors'} is damaged or missing ({error}); restore it, or delete "
-                                   "result.json to train the run again") from error
+            raise CorruptFileError(f"{self.path / 'weights.safetensors'} is damaged or missing ({error}); "
+                                   "restore it, or delete result.json to train the run again") from error
         task.load_state_dict(weights)
         return task.eval()
 
-
+# %% ../../nbs/core/06_runs.ipynb #metric-lines
 def _metric_lines(path, until=None):
     "The parsed lines of metrics.jsonl, those up to step `until` if given; a last line cut short by a kill is dropped."
     lines = path.read_text().splitlines() if path.exists() else []
@@ -120,7 +129,8 @@ def _metric_lines(path, until=None):
         try: row = json.loads(line)
         except json.JSONDecodeError as error:
             if number == len(lines): break
-            raise CorruptFileError(f"{path}, line {number} is not valid JSON ({error}); restore the file or move the run away") from error
+            raise CorruptFileError(f"{path}, line {number} is not valid JSON ({error}); "
+                                   "restore the file or move the run away") from error
         if until is None or row["step"] <= until: rows.append(row)
     return rows
 
@@ -140,7 +150,8 @@ def _disk_error(path, error):
 
 
 def load_checkpoint(path, config_hash):
-    "The state dict in `path`; raises `CorruptFileError` if damaged or not plain data, `LitvaeError` if of another configuration."
+    """The state dict in `path`; raises `CorruptFileError` if damaged or not plain data,
+    `LitvaeError` if of another configuration."""
     advice = f"move {path} away to start the run afresh, or restore it"
     try:
         with zipfile.ZipFile(path) as archive: damaged = archive.testzip()
@@ -159,22 +170,27 @@ def load_checkpoint(path, config_hash):
 def _train(run_path, config, trainer, seconds, progress):
     "Advance `trainer` to the end, logging, evaluating and checkpointing; returns the seconds spent in all."
     main, started = trainer.rank == 0, time.monotonic() - seconds
-    bar = tqdm(total=config.steps, initial=trainer.step, desc=config.name, unit="step", disable=not (progress and main), leave=False)
+    bar = tqdm(total=config.steps, initial=trainer.step, desc=config.name, unit="step",
+               disable=not (progress and main), leave=False)
+    rhythms = [every for every in (config.log_every, config.checkpoint_every, config.evaluate_every) if every]
     with open(run_path / "metrics.jsonl" if main else os.devnull, "a", buffering=1) as log, bar:
         while trainer.step < config.steps:
-            stops = [config.steps] + [every * (trainer.step // every + 1) for every in (config.log_every, config.checkpoint_every, config.evaluate_every) if every]
+            stops = [config.steps] + [every * (trainer.step // every + 1) for every in rhythms]
             means = trainer.advance(min(stops) - trainer.step)
             seconds = time.monotonic() - started
-            if config.evaluate_every and trainer.step % config.evaluate_every == 0: means |= evaluate(trainer.task, config.seed)
+            if config.evaluate_every and trainer.step % config.evaluate_every == 0:
+                means |= evaluate(trainer.task, config.seed)
             means |= trainer.task.report()
             log.write(json.dumps({"step": trainer.step, "seconds": round(seconds, 3), **means}) + "\n")
-            bar.update(trainer.step - bar.n), bar.set_postfix({name: f"{value:.4g}" for name, value in means.items()}, refresh=False)
+            bar.update(trainer.step - bar.n)
+            bar.set_postfix({name: f"{value:.4g}" for name, value in means.items()}, refresh=False)
             if main and trainer.step % config.checkpoint_every == 0: _checkpoint(run_path, config, trainer, seconds)
     return seconds
 
 
 def _checkpoint(run_path, config, trainer, seconds):
-    save_checkpoint(run_path / "checkpoint.pt", {**trainer.state_dict(), "seconds": seconds, "config_hash": fingerprint(config.to_dict(), 64)})
+    extra = {"seconds": seconds, "config_hash": fingerprint(config.to_dict(), 64)}
+    save_checkpoint(run_path / "checkpoint.pt", {**trainer.state_dict(), **extra})
 
 # %% ../../nbs/core/06_runs.ipynb #resume
 def _resume(run_path, config, trainer):
@@ -186,7 +202,8 @@ def _resume(run_path, config, trainer):
         seconds = state["seconds"]
     if trainer.rank == 0:
         rows = _metric_lines(run_path / "metrics.jsonl", until=trainer.step)
-        with atomic_path(run_path / "metrics.jsonl") as temporary: temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        with atomic_path(run_path / "metrics.jsonl") as temporary: temporary.write_text(text)
     return seconds
 
 # %% ../../nbs/core/06_runs.ipynb #finish
@@ -196,7 +213,8 @@ def _finish(run_path, config, trainer, seconds):
     weights = {name: value.detach().cpu().contiguous() for name, value in trainer.task.state_dict().items()}
     with atomic_path(run_path / "weights.safetensors") as temporary: safetensors.torch.save_file(weights, temporary)
     write_json(run_path / "result.json", {
-        "config": config.to_dict(), "run_id": config.run_id, "metrics": metrics, "data": trainer.task.data_record(), "steps": trainer.step,
+        "config": config.to_dict(), "run_id": config.run_id, "metrics": metrics,
+        "data": trainer.task.data_record(), "steps": trainer.step,
         "seconds": round(seconds, 2), "environment": environment() | {"processes": trainer.world}})
     for name in ("checkpoint.pt", "failure.json"): (run_path / name).unlink(missing_ok=True)
 
@@ -208,7 +226,9 @@ def _train_to_end(run_path, config, progress):
     seconds = _resume(run_path, config, trainer)
     try: seconds = _train(run_path, config, trainer, seconds, progress)
     except NonFiniteLoss as failure:
-        if trainer.rank == 0: write_json(run_path / "failure.json", {"step": failure.step, "parts": {k: repr(v) for k, v in failure.parts.items()}, "message": str(failure)})
+        if trainer.rank == 0:
+            parts = {k: repr(v) for k, v in failure.parts.items()}
+            write_json(run_path / "failure.json", {"step": failure.step, "parts": parts, "message": str(failure)})
         raise
     if trainer.rank == 0: _finish(run_path, config, trainer, seconds)
 
@@ -221,8 +241,8 @@ def run_path(config, root="runs"):
 def train_or_load(config, root="runs", progress=None, wait=True):
     """The finished `Run` of `config` under `root`: loaded if it is there, else resumed or trained.
 
-    `progress` shows a bar (default: on a terminal). Raises `NonFiniteLoss`, `CorruptFileError` for a damaged checkpoint, and
-    `LitvaeError` if the disk refuses or, with `wait=False`, if another process trains this run."""
+    `progress` shows a bar (default: on a terminal). Raises `NonFiniteLoss`, `CorruptFileError` for a damaged
+    checkpoint, and `LitvaeError` if the disk refuses or, with `wait=False`, if another process trains this run."""
     rank, world = join_processes()
     path = run_path(config, root)
     if _agreed((path / "result.json").exists(), world): return Run(path)
@@ -240,11 +260,13 @@ def train_or_load(config, root="runs", progress=None, wait=True):
     if world > 1: dist.barrier()
     return Run(path)
 
-
+# %% ../../nbs/core/06_runs.ipynb #locking
 def _acquire(lock, config, wait):
     try: lock.acquire(timeout=0)
     except Timeout:
-        if not wait: raise LitvaeError(f"run {config.run_id} is being trained by another process; wait for it, or choose another configuration") from None
+        if not wait:
+            raise LitvaeError(f"run {config.run_id} is being trained by another process; wait for it, "
+                              "or choose another configuration") from None
         print(f"run {config.run_id} is being trained by another process; waiting for it", file=sys.stderr)
         lock.acquire()
 

@@ -26,9 +26,12 @@ def batch_indices(count, batch_size, seed, step, cache={}):
     """The global batch (batch_size,) of step number `step`, an int64 array; a function of its arguments alone.
 
     Raises `LitvaeError` if there are fewer items than a batch holds."""
-    if count < batch_size: raise LitvaeError(f"a batch of {batch_size} needs at least as many items, the data has {count}; choose a smaller batch")
+    if count < batch_size:
+        raise LitvaeError(f"a batch of {batch_size} needs at least as many items, the data has {count}; "
+                          "choose a smaller batch")
     epoch, position = divmod(step, count // batch_size)
-    if cache.get("key") != (count, seed, epoch): cache.update(key=(count, seed, epoch), order=epoch_permutation(count, seed, epoch))
+    if cache.get("key") != (count, seed, epoch):
+        cache.update(key=(count, seed, epoch), order=epoch_permutation(count, seed, epoch))
     return cache["order"][position * batch_size:(position + 1) * batch_size]
 
 # %% ../../nbs/core/05_training.ipynb #seeds
@@ -38,7 +41,8 @@ def seed_noise(seed, step, purpose="train", rank=0):
 
 # %% ../../nbs/core/05_training.ipynb #task
 class Task(nn.Module):
-    """A `model`, an `objective` and data, ready for the loop: `forward(batch)` -> `Loss`, `evaluate()` -> dict of floats.
+    """A `model`, an `objective` and data, ready for the loop: `forward(batch)` -> `Loss`, `evaluate()` -> dict of
+    floats.
 
     `train` and `validation` have a length and `images(indices, device)` -> (B, C, H, W) in [0, 1]."""
     def __init__(self, model, objective, train, validation=None):
@@ -61,7 +65,8 @@ class Task(nn.Module):
 
     def data_record(self):
         "What was trained on: honest name, source, split and number of items."
-        return {key: getattr(self.train_data, key, None) for key in ("name", "source", "split")} | {"count": len(self.train_data)}
+        known = {key: getattr(self.train_data, key, None) for key in ("name", "source", "split")}
+        return known | {"count": len(self.train_data)}
 
 # %% ../../nbs/core/05_training.ipynb #precision
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -69,7 +74,8 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 
 def precision_context(precision, device_type):
     "A context manager for the forward pass under `precision`, one of `PRECISIONS`; raises `LitvaeError` for others."
-    if precision not in PRECISIONS: raise LitvaeError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
+    if precision not in PRECISIONS:
+        raise LitvaeError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     return torch.autocast(device_type, torch.bfloat16) if precision == "bf16" else nullcontext()
@@ -79,7 +85,8 @@ class NonFiniteLoss(LitvaeError):
     "The loss was nan or infinite at `step`; `parts` holds the last means of its parts."
     def __init__(self, step, parts):
         super().__init__(f"the loss was not finite at step {step} (parts: {parts}); the last good checkpoint is kept. "
-                         "Lower the learning rate, change the seed, or check the data, and start a run of that configuration")
+                         "Lower the learning rate, change the seed, or check the data, "
+                         "and start a run of that configuration")
         self.step, self.parts = step, parts
 
 # %% ../../nbs/core/05_training.ipynb #trainer
@@ -88,13 +95,12 @@ class Trainer:
     def __init__(self, task, learning_rate=1e-4, batch_size=32, seed=0, precision="fp32"):
         precision_context(precision, "cpu")
         self.task, self.batch_size, self.seed, self.precision, self.step = task, batch_size, seed, precision, 0
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        if batch_size % self.world: raise LitvaeError(f"{self.world} processes cannot share a batch of {batch_size}; choose a multiple")
-        self.parallel = DistributedDataParallel(task) if self.world > 1 else task
-        self.optimiser = torch.optim.Adam([p for p in task.parameters() if p.requires_grad], lr=learning_rate, fused=True)
+        self.rank, self.world, self.parallel = _shared(task, batch_size)
+        self.optimiser = _adam(task, learning_rate)
 
     def gradient(self, step):
-        "Backpropagate the loss of the global batch of `step` (this rank's rows) into the gradients; returns the `Loss`."
+        """Backpropagate the loss of the global batch of `step` (this rank's rows) into the gradients;
+        returns the `Loss`."""
         rows = batch_indices(len(self.task.train_data), self.batch_size, self.seed, step)[self.rank::self.world]
         seed_noise(self.seed, step, rank=self.rank)
         with precision_context(self.precision, self.task.device.type): loss = self.parallel(self.task.batch(rows))
@@ -123,6 +129,19 @@ class Trainer:
     def load_state_dict(self, state):
         self.task.load_state_dict(state["task"]), self.optimiser.load_state_dict(state["optimiser"])
         self.step = state["step"]
+
+# %% ../../nbs/core/05_training.ipynb #ranks
+def _shared(task, batch_size):
+    "This rank, the number of ranks, and `task` as they train it; raises `LitvaeError` if they cannot share a batch."
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    if batch_size % world:
+        raise LitvaeError(f"{world} processes cannot share a batch of {batch_size}; choose a multiple")
+    return rank, world, DistributedDataParallel(task) if world > 1 else task
+
+
+def _adam(task, learning_rate):
+    parameters = [p for p in task.parameters() if p.requires_grad]
+    return torch.optim.Adam(parameters, lr=learning_rate, fused=True)
 
 # %% ../../nbs/core/05_training.ipynb #evaluate
 @torch.no_grad()

@@ -19,12 +19,14 @@ from ..core.objectives import Elbo, Loss
 
 # %% ../../nbs/genesis/01_component.ipynb #sbd-encoder
 class ConvEncoder(nn.Sequential):
-    """(B, in_channels, size, size) -> (B, 2 * latent): `layers` 3x3 convolutions of stride 2 with ELU, then two linear layers.
+    """(B, in_channels, size, size) -> (B, 2 * latent): `layers` 3x3 convolutions of stride 2 with ELU, then two
+    linear layers.
 
     The hidden linear layer has max(256, 2 * latent) units, as in the released code; the paper prints 256 for all.
     Source: Reconstruction Bottlenecks, Table 3 (`in_channels=4, size=64, channels=32, layers=4`)."""
     def __init__(self, latent, in_channels=4, size=64, channels=32, layers=4):
-        if size % 2 ** layers: raise LitvaeError(f"{layers} layers of stride 2 need an image size divisible by {2 ** layers}, got {size}")
+        if size % 2 ** layers:
+            raise LitvaeError(f"{layers} layers of stride 2 need an image size divisible by {2 ** layers}, got {size}")
         widths = [in_channels] + [channels] * (layers // 2) + [2 * channels] * (layers - layers // 2)
         blocks = []
         for i, o in zip(widths, widths[1:]): blocks += [nn.Conv2d(i, o, 3, stride=2, padding=1), nn.ELU()]
@@ -33,7 +35,8 @@ class ConvEncoder(nn.Sequential):
 
 # %% ../../nbs/genesis/01_component.ipynb #dc-encoder
 class GatedEncoder(nn.Sequential):
-    """(B, in_channels, size, size) -> (B, features): five gated 5x5 convolutions, then one whose kernel covers the grid.
+    """(B, in_channels, size, size) -> (B, features): five gated 5x5 convolutions, then one whose kernel covers the
+    grid.
 
     `strides` of the five layers; the grid is size / prod(strides). Source: Reconstruction Bottlenecks, Table 5;
     GENESIS mask encoder with `in_channels=3, features=256`."""
@@ -73,14 +76,16 @@ class VaeOutput:
 
 # %% ../../nbs/genesis/01_component.ipynb #vae
 class ImageVAE(nn.Module):
-    "A VAE over images (B, 3, size, size) in [0, 1] around an `encoder` to 2 * latent numbers and a `decoder` to 3 channels."
+    """A VAE over images (B, 3, size, size) in [0, 1] around an `encoder` to 2 * latent numbers and a `decoder` to 3
+    channels."""
     def __init__(self, encoder, decoder, latent, size, std=0.7):
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
         self.latent, self.size, self.std = latent, size, std
 
     def posterior(self, x, log_mask=None):
-        "The posterior over codes, a Normal of event shape (latent,); `log_mask` (B, 1, H, W) is zero for a whole image."
+        """The posterior over codes, a Normal of event shape (latent,);
+        `log_mask` (B, 1, H, W) is zero for a whole image."""
         if x.shape[1:] != (3, self.size, self.size):
             raise LitvaeError(f"expected images (B, 3, {self.size}, {self.size}), got {tuple(x.shape)}")
         log_mask = torch.zeros_like(x[:, :1]) if log_mask is None else log_mask
@@ -89,7 +94,8 @@ class ImageVAE(nn.Module):
     def decode(self, z):
         "Codes (B, latent) -> means (B, 3, H, W) in (0, 1)."
         logits = self.decoder(z)
-        return torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))     # bfloat16 stays inside the networks
+        # bfloat16 stays inside the networks
+        return torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
 
     def forward(self, x, log_mask=None, sample=True):
         "Encode, draw a code (or take the posterior mean if `sample` is false), decode: a `VaeOutput`."
@@ -98,7 +104,8 @@ class ImageVAE(nn.Module):
         return VaeOutput(self.decode(z), z, posterior, standard_normal(z))
 
     def loss(self, x, objective=None, sample=True):
-        "The `Loss` of images: parts `err` and `kl` are batch means in nats per image, joined by `objective` (default ELBO)."
+        """The `Loss` of images: parts `err` and `kl` are batch means in nats per image,
+        joined by `objective` (default ELBO)."""
         out = self(x, sample=sample)
         err = gaussian_nll(x, out.mean, self.std).mean()
         kl = monte_carlo_kl(out.posterior, out.prior, out.z).mean()
@@ -141,8 +148,10 @@ def _table_row(layer, inputs, output, activation):
     i, o = layer.weight.shape[:2] if kind == "Deconv" else layer.weight.shape[1::-1]
     side = getattr(layer, "coordinates", inputs[0]).shape[-1]
     whole = kind == "FC" or side == 1 or output.shape[-1] == 1
-    return {"input": "-" if whole else side, "in channels": i, "out channels": o, "layer": kind, "activation": activation,
-            "kernel": "-" if kind == "FC" else "x".join(map(str, layer.kernel_size)), "stride": "-" if kind == "FC" else layer.stride[0]}
+    return {"input": "-" if whole else side, "in channels": i, "out channels": o,
+            "layer": kind, "activation": activation,
+            "kernel": "-" if kind == "FC" else "x".join(map(str, layer.kernel_size)),
+            "stride": "-" if kind == "FC" else layer.stride[0]}
 
 
 def layer_table(vae, part="encoder"):
@@ -156,7 +165,8 @@ def layer_table(vae, part="encoder"):
         if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)): continue
         activation = "ELU" if isinstance(after, nn.ELU) else "-"
         if isinstance(block, GatedConv2d): activation = "GLU" if isinstance(block.norm, nn.Identity) else "BN-GLU"
-        hooks.append(layer.register_forward_hook(lambda *call, activation=activation: rows.append(_table_row(*call, activation))))
+        record = lambda *call, activation=activation: rows.append(_table_row(*call, activation))
+        hooks.append(layer.register_forward_hook(record))
     mode = vae.training
     with torch.no_grad(): vae.eval().reconstruct(torch.zeros(1, 3, vae.size, vae.size))
     vae.train(mode)

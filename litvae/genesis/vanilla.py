@@ -16,15 +16,18 @@ from .component import ComponentVAE
 
 # %% ../../nbs/genesis/02_vanilla.ipynb #goal
 def goal_error(goal=None, goal_rmse=None):
-    "The GECO goal in nats per pixel and channel, given directly or as the RMSE it means; the paper's 0.5655 by default."
+    """The GECO goal in nats per pixel and channel, given directly or as the RMSE it means;
+    the paper's 0.5655 by default."""
     if goal is not None and goal_rmse is not None: raise LitvaeError("give the goal as goal or as goal_rmse, not both")
     return rmse_to_error(goal_rmse) if goal_rmse is not None else 0.5655 if goal is None else goal
 
 # %% ../../nbs/genesis/02_vanilla.ipynb #task
 class VanillaVAE(Task):
-    """A `ComponentVAE` trained alone with GECO; `config.objective` holds `goal` or `goal_rmse`, and `factor` on GECO's step size.
+    """A `ComponentVAE` trained alone with GECO; `config.objective` holds `goal` or `goal_rmse`, and `factor` on
+    GECO's step size.
 
-    Reports `error_ema` and the validation `error` per pixel and channel, and `goal_step`. Source: Reconstruction Bottlenecks, Section 4."""
+    Reports `error_ema` and the validation `error` per pixel and channel, and `goal_step`.
+    Source: Reconstruction Bottlenecks, Section 4."""
     def __init__(self, config, validation_count=300):
         model, settings = ComponentVAE(**config.model), dict(config.objective)
         goal = goal_error(settings.pop("goal", None), settings.pop("goal_rmse", None))
@@ -35,7 +38,8 @@ class VanillaVAE(Task):
 
     def report(self):
         geco = self.objective
-        return {"error_ema": geco.err_ema.item() / self.values_per_image, "goal_step": geco.goal_update.item(), "beta": geco.beta.item()}
+        return {"error_ema": geco.err_ema.item() / self.values_per_image,
+                "goal_step": geco.goal_update.item(), "beta": geco.beta.item()}
 
     def evaluate(self):
         loss = self(self.validation_data.images(device=self.device))
@@ -45,20 +49,23 @@ class VanillaVAE(Task):
 KINDS = ("sbd", "dc")
 
 
-def sweep(data, latents, seeds, steps, batch_size, learning_rate, size, channels, objective, sbd, dc, kinds=KINDS, precision="fp32",
-          checkpoint_every=500, log_every=10):
+def sweep(data, latents, seeds, steps, batch_size, learning_rate, size, channels, objective, sbd, dc, kinds=KINDS,
+          precision="fp32", checkpoint_every=500, log_every=10):
     """The `RunConfig`s of Tables 1 and 2, SBD-VAEs first, for one preset section.
 
-    `data` are arguments of `litvae.data.load` (a source "auto" is settled here, once for all), `sbd` and `dc` extra model arguments of each kind."""
+    `data` are arguments of `litvae.data.load` (a source "auto" is settled here, once for all),
+    `sbd` and `dc` extra model arguments of each kind."""
     if data.get("source", "auto") == "auto": data = data | {"source": resolve(data["name"])}
     data = data | {"size": size}
     configs = []
     for kind in kinds:
         for seed in seeds:
             for latent in latents:
+                model = {"kind": kind, "latent": latent, "size": size, "channels": channels,
+                         **{"sbd": sbd, "dc": dc}[kind]}
                 configs.append(RunConfig(
-                    paper="reconstruction_bottlenecks", name=f"{kind}-latent{latent}-seed{seed}", task="litvae.genesis.vanilla.VanillaVAE",
-                    data=data, model={"kind": kind, "latent": latent, "size": size, "channels": channels, **{"sbd": sbd, "dc": dc}[kind]},
+                    paper="reconstruction_bottlenecks", name=f"{kind}-latent{latent}-seed{seed}",
+                    task="litvae.genesis.vanilla.VanillaVAE", data=data, model=model,
                     objective=objective, steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed,
                     precision=precision, checkpoint_every=checkpoint_every, log_every=log_every))
     return configs

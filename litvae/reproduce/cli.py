@@ -32,7 +32,9 @@ def _select(args):
     configs = [config for name in paper.sweeps for config in sweep_configs(paper, name, preset)]
     if args.run: chosen = [config for config in configs if args.run in (config.name, config.run_id)]
     else: chosen = [config for config in configs if fnmatch.fnmatch(config.name, args.only)]
-    if not chosen: raise UsageError(f"no run {args.run or args.only!r} in {args.sweep} at preset {args.preset}; --list shows all {len(configs)}")
+    if not chosen:
+        raise UsageError(f"no run {args.run or args.only!r} in {args.sweep} at preset {args.preset}; "
+                         f"--list shows all {len(configs)}")
     return chosen
 
 
@@ -45,7 +47,8 @@ def reproduce(args):
     from litvae.reproduce.plan import load_preset, paper_ids
     from litvae.reproduce.reproduce import reproduce
     papers = paper_ids() if args.paper == "all" else [args.paper]
-    reproduce(load_preset(args.preset), papers, only=args.only, jobs=args.jobs, runs=args.runs, out=args.out, dry=args.dry_run)
+    reproduce(load_preset(args.preset), papers, only=args.only, jobs=args.jobs, runs=args.runs, out=args.out,
+              dry=args.dry_run)
 
 # %% ../../nbs/reproduce/04_cli.ipynb #data
 def data(args):
@@ -63,7 +66,9 @@ def _describe(entry):
     "A data set in a few lines: its stand-in, its real files and whether they are there."
     standin = f"stand-in: {entry['standin']}" if entry["standin"] else "no stand-in"
     files = "".join(f"\n    {name}: {text}" for name, text in entry["files"].items())
-    return f"\n{entry['name']} (real files {'present' if entry['present'] else 'absent'}; {standin}){files}\n" + textwrap.indent(textwrap.fill(entry["doc"], 110), "  ")
+    there = "present" if entry["present"] else "absent"
+    about = textwrap.indent(textwrap.fill(entry["doc"], 110), "  ")
+    return f"\n{entry['name']} (real files {there}; {standin}){files}\n" + about
 
 
 def report(args):
@@ -76,8 +81,9 @@ def report(args):
 # %% ../../nbs/reproduce/04_cli.ipynb #parser
 def parser():
     "The argument parser of `litvae`."
-    p = argparse.ArgumentParser(prog="litvae", description="Literate reproductions of VAEs whose bottleneck is given structure.",
-                                epilog="Every command can be interrupted at any moment and started again; finished work is kept.")
+    p = argparse.ArgumentParser(
+        prog="litvae", description="Literate reproductions of VAEs whose bottleneck is given structure.",
+        epilog="Every command can be interrupted at any moment and started again; finished work is kept.")
     verbs = p.add_subparsers(dest="verb", required=True, metavar="{train,reproduce,data,report}")
 
     def verb(function, **texts):
@@ -85,25 +91,33 @@ def parser():
         sub.set_defaults(function=function)
         return sub
 
-    _training_arguments(verb(train, help="train the runs of a paper's sweep", description="Train the runs of a paper side by side on this machine."))
-    _reproduce_arguments(verb(reproduce, help="regenerate figures, tables and report", description="Train what is missing, draw what is stale, judge the claims."))
-    sub = verb(data, help="list, describe or generate data sets", description="Without a name: list the data sets. With one: load a split and describe it.")
+    _training_arguments(verb(train, help="train the runs of a paper's sweep",
+                             description="Train the runs of a paper side by side on this machine."))
+    _reproduce_arguments(verb(reproduce, help="regenerate figures, tables and report",
+                              description="Train what is missing, draw what is stale, judge the claims."))
+    sub = verb(data, help="list, describe or generate data sets",
+               description="Without a name: list the data sets. With one: load a split and describe it.")
     sub.add_argument("name", nargs="?", help="a data set, such as multi_dsprites")
     sub.add_argument("--split", default="train", choices=["train", "validation", "test"])
-    sub.add_argument("--source", default="auto", choices=["auto", "real", "standin"], help="real never falls back to the stand-in")
+    sub.add_argument("--source", default="auto", choices=["auto", "real", "standin"],
+                     help="real never falls back to the stand-in")
     sub.add_argument("--n", type=int, help="number of items")
     sub.add_argument("--size", type=int, help="image size in pixels")
-    sub = verb(report, help="judge the claims and write REPORT.md", description="Judge the claims from what the notebooks recorded; trains and draws nothing.")
+    sub = verb(report, help="judge the claims and write REPORT.md",
+               description="Judge the claims from what the notebooks recorded; trains and draws nothing.")
     sub.add_argument("--preset", default="small", help="smoke, quick, small or paper")
     sub.add_argument("--out", help="folder of figures (default: that of the preset)")
     return p
 
-
+# %% ../../nbs/reproduce/04_cli.ipynb #arguments
 def _training_arguments(sub):
-    sub.add_argument("--sweep", required=True, metavar="PAPER", help="the paper whose sweep to train, such as reconstruction_bottlenecks")
+    sub.add_argument("--sweep", required=True, metavar="PAPER",
+                     help="the paper whose sweep to train, such as reconstruction_bottlenecks")
     sub.add_argument("--preset", default="quick", help="smoke, quick, small or paper")
-    sub.add_argument("--only", default="*", metavar="PATTERN", help="only runs whose name matches, such as 'dc-latent16-*'")
-    sub.add_argument("--run", metavar="NAME", help="exactly one run, trained in this process (for cluster jobs and torchrun)")
+    sub.add_argument("--only", default="*", metavar="PATTERN",
+                     help="only runs whose name matches, such as 'dc-latent16-*'")
+    sub.add_argument("--run", metavar="NAME",
+                     help="exactly one run, trained in this process (for cluster jobs and torchrun)")
     sub.add_argument("--jobs", type=int, help="processes side by side (default: one a core)")
     sub.add_argument("--runs", default="runs", metavar="DIR", help="folder of the runs")
     sub.add_argument("--list", action="store_true", help="list the runs and how far they are, train nothing")
@@ -115,7 +129,8 @@ def _reproduce_arguments(sub):
     sub.add_argument("--only", metavar="PAGE", help="one page, such as table1")
     sub.add_argument("--jobs", type=int, help="processes side by side (default: one a core)")
     sub.add_argument("--runs", default="runs", metavar="DIR", help="folder of the runs")
-    sub.add_argument("--out", metavar="DIR", help="where figures go (default: figures for small, results/<preset> otherwise)")
+    sub.add_argument("--out", metavar="DIR",
+                     help="where figures go (default: figures for small, results/<preset> otherwise)")
     sub.add_argument("--dry-run", action="store_true", help="say what would be trained and drawn, and why")
 
 # %% ../../nbs/reproduce/04_cli.ipynb #main

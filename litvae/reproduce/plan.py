@@ -36,7 +36,9 @@ class Preset:
 
 
 def _read_yaml(path, what, known):
-    if not path.exists(): raise LitvaeError(f"unknown {what} {path.stem if what == 'preset' else path.parent.name!r}; known are: {', '.join(known)}")
+    if not path.exists():
+        name = path.stem if what == "preset" else path.parent.name
+        raise LitvaeError(f"unknown {what} {name!r}; known are: {', '.join(known)}")
     try: values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error: raise LitvaeError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict): raise LitvaeError(f"{path}: expected a mapping at the top")
@@ -45,7 +47,8 @@ def _read_yaml(path, what, known):
 
 def _strict(values, required, where):
     "Raise unless the keys of `values` are exactly `required`."
-    if unknown := set(values) - set(required): raise LitvaeError(f"{where}: unknown key {', '.join(sorted(unknown))}; known are {', '.join(required)}")
+    if unknown := set(values) - set(required):
+        raise LitvaeError(f"{where}: unknown key {', '.join(sorted(unknown))}; known are {', '.join(required)}")
     if missing := set(required) - set(values): raise LitvaeError(f"{where}: missing key {', '.join(sorted(missing))}")
 
 
@@ -80,7 +83,7 @@ def paper_ids(root=None):
     "The papers that can be reproduced, in alphabetical order."
     return sorted(path.parent.name for path in ((root or project_root()) / "reproduce").glob("*/pages.yaml"))
 
-
+# %% ../../nbs/reproduce/00_plan.ipynb #load-paper
 def load_paper(paper, root=None):
     "The `Paper` called `paper`; raises `LitvaeError` for an unknown one, unknown keys or missing files."
     root = root or project_root()
@@ -90,22 +93,27 @@ def load_paper(paper, root=None):
     pages = {}
     for id, page in values["pages"].items():
         _strict(page, ["file", "parameters", "runs"], f"{path}, page {id}")
-        if not (path.parent / page["file"]).exists(): raise LitvaeError(f"{path}, page {id}: there is no {path.parent / page['file']}")
+        if not (path.parent / page["file"]).exists():
+            raise LitvaeError(f"{path}, page {id}: there is no {path.parent / page['file']}")
         pages[id] = Page(paper, id, path.parent / page["file"], page["parameters"], page["runs"])
-    return Paper(paper, values["title"], {name: _function(dotted, path) for name, dotted in values["sweeps"].items()}, pages)
+    sweeps = {name: _function(dotted, path) for name, dotted in values["sweeps"].items()}
+    return Paper(paper, values["title"], sweeps, pages)
 
 
 def _function(dotted, where):
     module, _, name = dotted.rpartition(".")
     try: return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error: raise LitvaeError(f"{where}: no function {dotted} ({error})") from error
+    except (ImportError, AttributeError, ValueError) as error:
+        raise LitvaeError(f"{where}: no function {dotted} ({error})") from error
 
 # %% ../../nbs/reproduce/00_plan.ipynb #configs
 def page_configs(paper, page, preset):
-    "The `RunConfig`s that `page` of `paper` needs under `preset`; raises `LitvaeError` for arguments its sweep does not know."
+    """The `RunConfig`s that `page` of `paper` needs under `preset`; raises `LitvaeError` for arguments its sweep does
+    not know."""
     overrides = dict(page.runs)
     name = overrides.pop("sweep", None)
-    if name not in paper.sweeps: raise LitvaeError(f"{paper.id}, page {page.id}: unknown sweep {name!r}; known are {', '.join(paper.sweeps)}")
+    if name not in paper.sweeps:
+        raise LitvaeError(f"{paper.id}, page {page.id}: unknown sweep {name!r}; known are {', '.join(paper.sweeps)}")
     return sweep_configs(paper, name, preset, **overrides)
 
 
@@ -114,7 +122,8 @@ def sweep_configs(paper, name, preset, **overrides):
     section = preset.papers.get(paper.id, {}).get(name)
     if section is None: raise LitvaeError(f"preset {preset.name} has no section {paper.id}: {name}")
     try: inspect.signature(paper.sweeps[name]).bind(**section | overrides)
-    except TypeError as error: raise LitvaeError(f"preset {preset.name}, section {paper.id}: {name}: {error}") from error
+    except TypeError as error:
+        raise LitvaeError(f"preset {preset.name}, section {paper.id}: {name}: {error}") from error
     return paper.sweeps[name](**section | overrides)
 
 # %% ../../nbs/reproduce/00_plan.ipynb #runs
@@ -122,7 +131,8 @@ def page_runs(paper, page, preset, runs="runs", jobs=None):
     "The finished `Run`s that page `page` of `paper` needs under `preset` (names), trained if missing."
     root = project_root()
     paper = load_paper(paper, root)
-    if page not in paper.pages: raise LitvaeError(f"{paper.id} has no page {page!r}; known are {', '.join(paper.pages)}")
+    if page not in paper.pages:
+        raise LitvaeError(f"{paper.id} has no page {page!r}; known are {', '.join(paper.pages)}")
     runs = Path(runs) if Path(runs).is_absolute() else root / runs
     return train_all(page_configs(paper, paper.pages[page], load_preset(preset, root)), jobs, runs)
 
@@ -142,7 +152,8 @@ def is_current(out, page, fingerprint):
     "Whether `page` was last drawn into `out` with this fingerprint and its files are all still there."
     try: stamp = read_json(stamp_path(out, page))
     except (FileNotFoundError, LitvaeError): return False
-    return stamp["fingerprint"] == fingerprint and all((Path(out) / page.paper / name).exists() for name in stamp["files"])
+    if stamp["fingerprint"] != fingerprint: return False
+    return all((Path(out) / page.paper / name).exists() for name in stamp["files"])
 
 
 def write_stamp(out, page, fingerprint):

@@ -45,7 +45,8 @@ class PageJob:
 
 # %% ../../nbs/reproduce/03_reproduce.ipynb #page-jobs
 def page_jobs(preset, papers, only=None, runs="runs", out=None):
-    "The `PageJob`s of `papers` under `preset`, in the order of the paper files; raises `LitvaeError` if `only` names no page."
+    """The `PageJob`s of `papers` under `preset`, in the order of the paper files;
+    raises `LitvaeError` if `only` names no page."""
     root = project_root()
     out = (root / out) if out else preset.output(root)
     jobs = []
@@ -66,7 +67,8 @@ def reproduce(preset, papers, only=None, jobs=None, runs="runs", out=None, dry=F
     todo = [page for page in pages if not page.current()]
     configs = list({config.run_id: config for page in pages for config in page.configs}.values())
     missing = [config for config in configs if steps_done(config, pages[0].runs) < config.steps]
-    print(f"preset {preset.name}: {len(missing)} of {len(configs)} runs to train, {len(todo)} of {len(pages)} pages to draw", flush=True)
+    print(f"preset {preset.name}: {len(missing)} of {len(configs)} runs to train, "
+          f"{len(todo)} of {len(pages)} pages to draw", flush=True)
     if dry: return _explain(missing, todo, pages[0].runs)
     for data in _unique([config.data for config in missing]):
         for split in ("train", "validation"): print(f"data: {load(**data, split=split).describe()}", flush=True)
@@ -82,7 +84,9 @@ def _unique(dicts): return [data for i, data in enumerate(dicts) if data not in 
 
 def _explain(missing, todo, runs):
     for config in missing: print(f"  train {config.name}: {steps_done(config, runs)} of {config.steps} steps are done")
-    for page in todo: print(f"  draw {page.page.paper}/{page.page.id}: " + ("its template, the package or its runs have changed" if page.ready() else "waits for its runs"))
+    for page in todo:
+        reason = "its template, the package or its runs have changed" if page.ready() else "waits for its runs"
+        print(f"  draw {page.page.paper}/{page.page.id}: " + reason)
 
 # %% ../../nbs/reproduce/03_reproduce.ipynb #train-and-draw
 def _train_and_draw(missing, todo, jobs, runs):
@@ -108,7 +112,8 @@ def _draw(page):
     except LitvaeError as error: return [f"{page.page.id}: {error}"]
     folder = page.out / page.page.paper
     pictures = sorted([*folder.glob(f"{page.page.id}.png"), *folder.glob(f"{page.page.id}_*.png")])
-    tqdm.write(f"drew {page.page.id} in {time.monotonic() - started:.0f} s" + "".join(f"\n  {_short(path)}" for path in pictures), file=sys.stderr)
+    names = "".join(f"\n  {_short(path)}" for path in pictures)
+    tqdm.write(f"drew {page.page.id} in {time.monotonic() - started:.0f} s" + names, file=sys.stderr)
     return []
 
 

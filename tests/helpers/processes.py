@@ -22,14 +22,23 @@ def start(config, root, log, prepare=(), **options):
 
     What it prints, and the one line of a `LitvaeError`, go to the file `log`. `prepare` is called first: (function,
     *arguments)."""
-    child = context.Process(target=_train, args=(config.to_dict(), str(root), str(log), prepare, options))
+    child = context.Process(target=_train, args=(config.to_dict(), str(root), str(log), prepare, options), daemon=True)
     child.start()
     return child
 
 
+def end_of(child, patience=120):
+    "The exit code of `child`, awaited; `AssertionError` if it hangs, and then it is killed."
+    child.join(patience)
+    if child.exitcode is None:
+        child.kill(), child.join()
+        raise AssertionError(f"the process had not ended after {patience} seconds")
+    return child.exitcode
+
+
 def _train(config, root, log, prepare, options):
     import helpers.tasks                                           # registers the tasks
-    tqdm.set_lock(threading.RLock())                               # its own is a semaphore, which a kill would leave behind
+    tqdm.set_lock(threading.RLock())    # its own is a semaphore, which would outlive a killed child
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1), os.dup2(1, 2)
     if prepare: prepare[0](*prepare[1:])
     try: train_or_load(RunConfig.from_dict(config), root, progress=False, **options)
