@@ -144,8 +144,10 @@ def save_checkpoint(path, state):
 
 def _disk_error(path, error):
     "PyTorch reports a full disk as a RuntimeError; ask the file system what is wrong."
-    try: (Path(path).parent / ".probe").write_bytes(b"0" * (1 << 20)), (Path(path).parent / ".probe").unlink()
+    probe = Path(path).with_name(".probe")
+    try: probe.write_bytes(bytes(1 << 20))
     except OSError as reason: return cannot_write(path, reason)
+    finally: probe.unlink(missing_ok=True)
     return error
 
 

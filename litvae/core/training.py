@@ -9,6 +9,7 @@ __all__ = ['PRECISIONS', 'epoch_permutation', 'batch_indices', 'seed_noise', 'Ta
 # %% ../../nbs/core/05_training.ipynb #imports
 import os
 from contextlib import nullcontext
+from functools import lru_cache
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -17,12 +18,13 @@ from torch.nn.parallel import DistributedDataParallel
 from .files import LitvaeError, fingerprint
 
 # %% ../../nbs/core/05_training.ipynb #batches
+@lru_cache(maxsize=2)      # the steps of an epoch ask for it one after the other
 def epoch_permutation(count, seed, epoch):
     "The order (count,) in which epoch number `epoch` visits the data, int64."
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
 
 
-def batch_indices(count, batch_size, seed, step, cache={}):
+def batch_indices(count, batch_size, seed, step):
     """The global batch (batch_size,) of step number `step`, an int64 array; a function of its arguments alone.
 
     Raises `LitvaeError` if there are fewer items than a batch holds."""
@@ -30,9 +32,7 @@ def batch_indices(count, batch_size, seed, step, cache={}):
         raise LitvaeError(f"a batch of {batch_size} needs at least as many items, the data has {count}; "
                           "choose a smaller batch")
     epoch, position = divmod(step, count // batch_size)
-    if cache.get("key") != (count, seed, epoch):
-        cache.update(key=(count, seed, epoch), order=epoch_permutation(count, seed, epoch))
-    return cache["order"][position * batch_size:(position + 1) * batch_size]
+    return epoch_permutation(count, seed, epoch)[position * batch_size:(position + 1) * batch_size]
 
 # %% ../../nbs/core/05_training.ipynb #seeds
 def seed_noise(seed, step, purpose="train", rank=0):

@@ -26,7 +26,8 @@ class VanillaVAE(Task):
     """A `ComponentVAE` trained alone with GECO; `config.objective` holds `goal` or `goal_rmse`, and `factor` on
     GECO's step size.
 
-    Reports `error_ema` and the validation `error` per pixel and channel, and `goal_step`.
+    Reports `error_ema`, `goal_step` and `beta`; evaluates `validation_error` (nats per pixel and channel) and
+    `validation_kl` (nats per image).
     Source: Reconstruction Bottlenecks, Section 4."""
     def __init__(self, config, validation_count=300):
         model, settings = ComponentVAE(**config.model), dict(config.objective)

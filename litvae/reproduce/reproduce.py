@@ -85,7 +85,7 @@ def _unique(dicts): return [data for i, data in enumerate(dicts) if data not in 
 def _explain(missing, todo, runs):
     for config in missing: print(f"  train {config.name}: {steps_done(config, runs)} of {config.steps} steps are done")
     for page in todo:
-        reason = "its template, the package or its runs have changed" if page.ready() else "waits for its runs"
+        reason = "not drawn yet, or its template, package, runs or files have changed" if page.ready() else "waits for its runs"
         print(f"  draw {page.page.paper}/{page.page.id}: " + reason)
 
 # %% ../../nbs/reproduce/03_reproduce.ipynb #train-and-draw
