@@ -16,7 +16,8 @@ from litvae.core import figures
 from litvae.core.files import LitvaeError, read_json
 
 ORIGIN = {"preset": "small", "data": [{"name": "toys_proc", "source": "standin"}], "seeds": [0, 1], "runs": ["a"],
-          "training": {"seconds": 5400.0, "hardware": ["one core"]}, "environment": {"litvae": "0.1.0", "torch": "2.15.0", "git_commit": "0123456789+"}}
+          "training": {"seconds": 5400.0, "hardware": ["one core"]},
+          "environment": {"litvae": "0.1.0", "torch": "2.15.0", "git_commit": "0123456789+"}}
 
 
 @pytest.fixture(autouse=True)

@@ -50,7 +50,7 @@ class Geco(nn.Module):
         self.register_buffer("goal_update", torch.tensor(-1))
 
     def forward(self, err, kl):
-        loss = err + self.beta.to(kl.dtype) * kl
+        loss = err + self.beta.to(kl.dtype, copy=True) * kl       # a copy: update() changes the buffer in place
         if self.training: self.update(err.detach())
         return loss
 

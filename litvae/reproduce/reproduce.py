@@ -71,7 +71,7 @@ def reproduce(preset, papers, only=None, jobs=None, runs="runs", out=None, dry=F
           f"{len(todo)} of {len(pages)} pages to draw", flush=True)
     if dry: return _explain(missing, todo, pages[0].runs)
     for data in _unique([config.data for config in missing]):
-        for split in ("train", "validation"): print(f"data: {load(**data, split=split).describe()}", flush=True)
+        print(f"data: {load(**data).describe()}", flush=True)
     failures = _train_and_draw(missing, todo, jobs, pages[0].runs)
     report = write_report(pages[0].out, project_root() / "reproduce", preset.name)
     _where_to_look(pages, report)
@@ -85,7 +85,8 @@ def _unique(dicts): return [data for i, data in enumerate(dicts) if data not in 
 def _explain(missing, todo, runs):
     for config in missing: print(f"  train {config.name}: {steps_done(config, runs)} of {config.steps} steps are done")
     for page in todo:
-        reason = "not drawn yet, or its template, package, runs or files have changed" if page.ready() else "waits for its runs"
+        changed = "not drawn yet, or its template, package, runs or files have changed"
+        reason = changed if page.ready() else "waits for its runs"
         print(f"  draw {page.page.paper}/{page.page.id}: " + reason)
 
 # %% ../../nbs/reproduce/03_reproduce.ipynb #train-and-draw
