@@ -3,6 +3,7 @@ import os, subprocess, sys
 
 import pytest
 import torch
+from filelock import FileLock
 
 from helpers import ranks
 from helpers.compare import FINISHED, contents, logged, metrics, result, weights
@@ -25,9 +26,12 @@ def torchrun(what, folder, restarts=0, **environment):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    "What two processes have left behind that were not disturbed."
-    folder = tmp_path_factory.mktemp("ranks")
-    torchrun("first", folder)
+    "What two processes have left behind that were not disturbed; made once, also where pytest itself is several."
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "ranks"
+    with FileLock(f"{folder}.lock"):
+        folder.mkdir(exist_ok=True)
+        if not (folder / "report1.pt").exists(): torchrun("first", folder)
     return folder
 
 
