@@ -201,7 +201,7 @@ def provenance_line(provenance, full=True):
         if runs:
             took = _duration(provenance["training"]["seconds"])
             words.append(f"{len(runs)} run{'s' * (len(runs) > 1)}, trained in {took}")
-        words.append(", ".join(f"{name} {here[name]}" for name in ("litvae", "torch")))
+        words += [", ".join(f"{name} {here[name]}" for name in ("litvae", "torch"))] if here else []
         if commit := here.get("git_commit"):
             words.append(f"commit {commit.rstrip('+')}" + " with local changes" * commit.endswith("+"))
     return " · ".join(words)

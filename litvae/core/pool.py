@@ -6,10 +6,10 @@
 __all__ = ['steps_done', 'train_all']
 
 # %% ../../nbs/core/07_pool.ipynb #imports
-import multiprocessing, os, sys, time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
+import multiprocessing, os, re, signal, sys
+from collections import deque
+from contextlib import suppress
+from multiprocessing import connection
 import torch
 from tqdm import tqdm
 from .files import LitvaeError
@@ -23,24 +23,49 @@ def steps_done(config, root="runs"):
     try:
         with open(path / "metrics.jsonl", "rb") as f:
             f.seek(max(0, os.path.getsize(f.name) - 2000))
-            lines = [line for line in f.read().split(b"\n") if b'{"step": ' in line and line.endswith(b"}")]
-            numbers = [line.split(b'"step": ')[1].split(b",")[0] for line in lines]
+            numbers = re.findall(rb'^\{"step": (\d+),.*\}$', f.read(), re.MULTILINE)
         return min(int(numbers[-1]), config.steps) if numbers else 0
     except OSError: return 0
 
 # %% ../../nbs/core/07_pool.ipynb #worker
-def _worker(config, root):
+class _Worker:
+    "A spawned process that trains one configuration after the other, and what it is busy with."
+    def __init__(self, root):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, far_end = context.Pipe()
+        self.process, self.config = context.Process(target=_serve, args=(far_end, str(root)), daemon=True), None
+        self.process.start(), far_end.close()
+
+    def begin(self, config):
+        self.config = config
+        with suppress(OSError): self.pipe.send(config.to_dict())   # a dead worker shows in `outcome`
+
+    def outcome(self):
+        "None for a finished run, else what went wrong, in words: no exception has to survive the journey."
+        try: return self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            return "a worker process was killed (out of memory?)"
+
+
+def _serve(pipe, root):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)                   # Ctrl-C is the parent's business
     torch.set_num_threads(1)
-    train_or_load(RunConfig.from_dict(config), root, progress=False)
+    with suppress(EOFError):                                       # the parent is gone
+        while True:
+            config = RunConfig.from_dict(pipe.recv())
+            try: train_or_load(config, root, progress=False), pipe.send(None)
+            except Exception as error: pipe.send(f"{type(error).__name__}: {error}")
 
-
+# %% ../../nbs/core/07_pool.ipynb #watching
 def _bar(configs, root):
     total = sum(config.steps for config in configs)
     return tqdm(total=total, initial=sum(steps_done(config, root) for config in configs), unit="step", smoothing=0.05,
                 desc=f"{len(configs)} runs", disable=not sys.stderr.isatty())
 
 
-def _report(config, root, done, count):
+def _report(config, root, todo, failures):
+    done, count = len(failures) + sum((run_path(c, root) / "result.json").exists() for c in todo), len(todo)
     result = train_or_load(config, root).result
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in list(result["metrics"].items())[:3])
     print(f"[{done}/{count}] {config.name}: {config.steps} steps in {result['seconds']:.0f} s ({numbers})",
@@ -52,28 +77,28 @@ def train_all(configs, jobs=None, root="runs", progress=True):
     (default: one a core).
 
     Raises `LitvaeError` naming every run that failed, after all others have finished."""
-    todo = [config for config in configs if steps_done(config, root) < config.steps]
-    failures = {}
-    if todo:
-        jobs = max(1, min(jobs or os.cpu_count() or 1, len(todo)))
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(jobs, mp_context=context) as pool, _bar(todo, root) as bar:
-            futures = {pool.submit(_worker, config.to_dict(), str(root)): config for config in todo}
-            waiting, ended = set(futures), 0
-            while waiting:
-                for future in {f for f in waiting if f.done()}:
-                    waiting.remove(future); ended += 1
-                    if future.exception() is not None: failures[futures[future].name] = future.exception()
-                    elif progress and bar.disable: _report(futures[future], root, ended, len(todo))
+    queue = deque(config for config in configs if not (run_path(config, root) / "result.json").exists())
+    todo, failures, workers = list(queue), {}, []
+    try:
+        if todo: workers = [_Worker(root) for _ in range(max(1, min(jobs or os.cpu_count() or 1, len(todo))))]
+        with _bar(todo, root) as bar:
+            while queue or any(worker.config for worker in workers):
+                for worker in workers:
+                    if not worker.config and queue: worker.begin(queue.popleft())
+                for pipe in connection.wait([worker.pipe for worker in workers if worker.config], timeout=0.3):
+                    worker = next(w for w in workers if w.pipe is pipe)
+                    config, trouble, worker.config = worker.config, worker.outcome(), None
+                    if trouble: failures[config.name] = trouble
+                    elif progress and bar.disable: _report(config, root, todo, failures)
+                    if not worker.process.is_alive(): workers[workers.index(worker)] = _Worker(root)
                 bar.update(sum(steps_done(config, root) for config in todo) - bar.n)
-                time.sleep(0.3)
+    finally:
+        for worker in workers: worker.process.terminate(), worker.process.join()     # idle, unless we were interrupted
     if failures: raise LitvaeError(_failure_text(failures, len(configs)))
     return [train_or_load(config, root) for config in configs]
 
 
 def _failure_text(failures, count):
-    killed = "a worker process was killed (out of memory?)"
-    lines = [f"{name}: " + (killed if isinstance(error, BrokenProcessPool) else f"{type(error).__name__}: {error}")
-             for name, error in failures.items()]
+    lines = [f"{name}: {trouble}" for name, trouble in failures.items()]
     return (f"{len(failures)} of {count} runs failed; the others are finished and kept. Start again to retry.\n  "
             + "\n  ".join(lines))

@@ -7,7 +7,8 @@ __all__ = ['TASKS', 'RunConfig', 'register_task', 'build_task', 'Run', 'save_che
            'train_or_load']
 
 # %% ../../nbs/core/06_runs.ipynb #imports
-import importlib, json, os, sys, time, zipfile
+import importlib, json, math, os, sys, time, zipfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +20,8 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 from .environment import environment
 from .files import (CorruptFileError, LitvaeError, atomic_path, cannot_write, fingerprint, read_json,
-                               write_json)
-from .training import NonFiniteLoss, Trainer, default_device, evaluate, join_processes
+                               sha256_file, write_json)
+from .training import NonFiniteLoss, Task, Trainer, default_device, evaluate, join_processes
 
 # %% ../../nbs/core/06_runs.ipynb #config
 @dataclass(frozen=True)
@@ -44,12 +45,7 @@ class RunConfig:
     evaluate_every: int = 0
     version: int = 1
 
-    def __post_init__(self):
-        if not (self.name and all(c.isalnum() or c in "-_." for c in self.name)):
-            raise LitvaeError(f"run name {self.name!r}: use letters, digits and -_.")
-        for key in ("steps", "batch_size", "log_every", "checkpoint_every"):
-            if getattr(self, key) < 1:
-                raise LitvaeError(f"run {self.name}: {key} must be at least 1, got {getattr(self, key)}")
+    def __post_init__(self): _check(self)
 
     @property
     def run_id(self): return f"{self.name}-{fingerprint(asdict(self))}"
@@ -57,11 +53,30 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, values):
+        if not isinstance(values, dict): raise LitvaeError(f"a run configuration is a dictionary, got {values!r}")
         known = sorted(f.name for f in fields(cls))
         if unknown := sorted(set(values) - set(known)):
             raise LitvaeError(f"unknown run parameter {', '.join(unknown)}; known are {', '.join(known)}")
         try: return cls(**values)
         except TypeError as error: raise LitvaeError(f"run configuration incomplete: {error}") from error
+
+# %% ../../nbs/core/06_runs.ipynb #config-rules
+def _check(config):
+    "Raise `LitvaeError` for a value that no run can have."
+    for key in ("paper", "name"):
+        value = getattr(config, key)
+        if not (isinstance(value, str) and value.strip(".") and all(c.isalnum() or c in "-_." for c in value)):
+            raise LitvaeError(f"run {key} {value!r}: use letters, digits and -_.")
+    least = dict(steps=1, batch_size=1, log_every=1, checkpoint_every=1, evaluate_every=0, seed=0)
+    for key, value in ((key, getattr(config, key)) for key in least):
+        if not isinstance(value, int) or value < least[key]:
+            raise LitvaeError(f"run {config.name}: {key} must be a whole number, at least {least[key]}, got {value!r}")
+    rate = config.learning_rate
+    if not (isinstance(rate, (int, float)) and 0 < rate < math.inf):
+        raise LitvaeError(f"run {config.name}: learning_rate must be a positive number, got {rate!r}")
+    for key in ("data", "model", "objective"):
+        if not isinstance(getattr(config, key), dict):
+            raise LitvaeError(f"run {config.name}: {key} must be a dictionary, got {getattr(config, key)!r}")
 
 # %% ../../nbs/core/06_runs.ipynb #resolve
 TASKS = {}
@@ -81,11 +96,15 @@ def build_task(config):
     if task is None and module.startswith("litvae."):
         try: task = getattr(importlib.import_module(module), name, None)
         except ModuleNotFoundError: pass
-    if task is None:
+    if not (isinstance(task, type) and issubclass(task, Task)):
         raise LitvaeError(f"unknown task {config.task!r}: name a class inside litvae, "
                           "or register it with register_task")
     torch.manual_seed(config.seed)
-    return task(config)
+    try: return task(config)
+    except OSError as error: raise LitvaeError(f"run {config.name} cannot begin: {error}") from error
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error): raise
+        raise LitvaeError(f"run {config.name}: {error}; correct its model, objective or data") from error
 
 # %% ../../nbs/core/06_runs.ipynb #run
 class Run:
@@ -95,41 +114,51 @@ class Run:
         self.path = Path(path)
         if not (self.path / "config.json").exists():
             raise LitvaeError(f"no run in {self.path}: there is no config.json")
-        self.config = RunConfig.from_dict(read_json(self.path / "config.json"))
+        values = read_json(self.path / "config.json")
+        try: self.config = RunConfig.from_dict(values)
+        except LitvaeError as error: raise CorruptFileError(f"{self.path / 'config.json'}: {error}") from error
 
     @property
     def finished(self): return (self.path / "result.json").exists()
-
     @cached_property
     def result(self):
         if not self.finished:
             raise LitvaeError(f"run {self.path.name} is not finished; train it with train_or_load or `litvae train`")
-        return read_json(self.path / "result.json")
-
+        result = read_json(self.path / "result.json")
+        if not isinstance(result, dict) or not {"config", "metrics", "steps", "weights_sha256"} <= set(result):
+            raise CorruptFileError(f"{self.path / 'result.json'} is not the result of a run; "
+                                   "restore it, or delete it to train the run again")
+        return result
     @property
-    def metrics(self): return pd.DataFrame(_metric_lines(self.path / "metrics.jsonl"))
-
+    def metrics(self):
+        rows = _metric_lines(self.path / "metrics.jsonl")
+        if self.finished and (not rows or rows[-1]["step"] != self.config.steps):
+            raise CorruptFileError(f"{self.path / 'metrics.jsonl'} does not reach step {self.config.steps} of a "
+                                   "finished run; restore it, or delete result.json to train the run again")
+        return pd.DataFrame(rows)
     def load_task(self):
         "The task with its trained weights, on the CPU, in evaluation mode."
-        self.result
-        task = build_task(self.config)
-        try: weights = safetensors.torch.load_file(self.path / "weights.safetensors")
-        except (OSError, safetensors.SafetensorError) as error:
-            raise CorruptFileError(f"{self.path / 'weights.safetensors'} is damaged or missing ({error}); "
+        file, digest, task = self.path / "weights.safetensors", self.result["weights_sha256"], build_task(self.config)
+        try:
+            if sha256_file(file) != digest: raise ValueError("its checksum is not the one in result.json")
+            task.load_state_dict(safetensors.torch.load_file(file))
+        except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+            raise CorruptFileError(f"{file} is damaged, missing or of another model ({error}); "
                                    "restore it, or delete result.json to train the run again") from error
-        task.load_state_dict(weights)
         return task.eval()
 
 # %% ../../nbs/core/06_runs.ipynb #metric-lines
 def _metric_lines(path, until=None):
     "The parsed lines of metrics.jsonl, those up to step `until` if given; a last line cut short by a kill is dropped."
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_bytes().removesuffix(b"\n").split(b"\n") if path.exists() else []
     rows = []
     for number, line in enumerate(lines, 1):
-        try: row = json.loads(line)
-        except json.JSONDecodeError as error:
+        try:
+            row = json.loads(line)
+            if not isinstance(row["step"], int): raise TypeError("the step is not a number")
+        except (ValueError, TypeError, KeyError) as error:
             if number == len(lines): break
-            raise CorruptFileError(f"{path}, line {number} is not valid JSON ({error}); "
+            raise CorruptFileError(f"{path}, line {number} is damaged ({error}); "
                                    "restore the file or move the run away") from error
         if until is None or row["step"] <= until: rows.append(row)
     return rows
@@ -143,11 +172,12 @@ def save_checkpoint(path, state):
 
 
 def _disk_error(path, error):
-    "PyTorch reports a full disk as a RuntimeError; ask the file system what is wrong."
-    probe = Path(path).with_name(".probe")
-    try: probe.write_bytes(bytes(1 << 20))
+    "PyTorch and safetensors report a full disk as errors of their own; ask the file system what is wrong."
+    probe = Path(path).parent / ".probe"
+    try: probe.write_bytes(b"0" * (1 << 20))
     except OSError as reason: return cannot_write(path, reason)
-    finally: probe.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError): probe.unlink()
     return error
 
 
@@ -157,7 +187,7 @@ def load_checkpoint(path, config_hash):
     advice = f"move {path} away to start the run afresh, or restore it"
     try:
         with zipfile.ZipFile(path) as archive: damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+    except Exception as error:                                     # a flipped bit makes zipfile raise one of many
         raise CorruptFileError(f"{path} is damaged or truncated ({error}); {advice}") from error
     if damaged: raise CorruptFileError(f"{path} is damaged: record {Path(damaged).name} fails its checksum; {advice}")
     try: state = torch.load(path, map_location="cpu", weights_only=True)
@@ -200,22 +230,39 @@ def _resume(run_path, config, trainer):
     path, seconds = run_path / "checkpoint.pt", 0.0
     if path.exists():
         state = load_checkpoint(path, fingerprint(config.to_dict(), 64))
-        trainer.load_state_dict(state)
-        seconds = state["seconds"]
+        try: seconds = _restore(trainer, state)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise CorruptFileError(f"{path} does not fit the model ({' '.join(str(error).split())}); "
+                                   "move it away to start the run afresh, or restore it") from error
     if trainer.rank == 0:
         rows = _metric_lines(run_path / "metrics.jsonl", until=trainer.step)
         text = "".join(json.dumps(row) + "\n" for row in rows)
         with atomic_path(run_path / "metrics.jsonl") as temporary: temporary.write_text(text)
     return seconds
 
+
+def _restore(trainer, state):
+    "Load `state`, and insist on what `load_state_dict` does not look at; returns the seconds spent."
+    trainer.load_state_dict(state)
+    if not isinstance(trainer.step, int): raise TypeError("the step is not a number")
+    for p in trainer.task.parameters():
+        if p.requires_grad and trainer.optimiser.state[p]["exp_avg"].shape != p.shape:
+            raise ValueError("the optimiser's state has other shapes")
+    return float(state["seconds"])
+
 # %% ../../nbs/core/06_runs.ipynb #finish
 def _finish(run_path, config, trainer, seconds):
     "Write weights, then result.json; the checkpoint has served."
     metrics = {**evaluate(trainer.task, config.seed), **trainer.task.report()}
+    if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
+        raise LitvaeError(f"run {config.name} ends with {', '.join(bad)} not finite; its last checkpoint is kept")
     weights = {name: value.detach().cpu().contiguous() for name, value in trainer.task.state_dict().items()}
-    with atomic_path(run_path / "weights.safetensors") as temporary: safetensors.torch.save_file(weights, temporary)
+    path = run_path / "weights.safetensors"
+    with atomic_path(path) as temporary:
+        try: safetensors.torch.save_file(weights, temporary)
+        except safetensors.SafetensorError as error: raise _disk_error(path, error) from error
     write_json(run_path / "result.json", {
-        "config": config.to_dict(), "run_id": config.run_id, "metrics": metrics,
+        "config": config.to_dict(), "run_id": config.run_id, "metrics": metrics, "weights_sha256": sha256_file(path),
         "data": trainer.task.data_record(), "steps": trainer.step,
         "seconds": round(seconds, 2), "environment": environment() | {"processes": trainer.world}})
     for name in ("checkpoint.pt", "failure.json"): (run_path / name).unlink(missing_ok=True)
@@ -247,7 +294,7 @@ def train_or_load(config, root="runs", progress=None, wait=True):
     checkpoint, and `LitvaeError` if the disk refuses or, with `wait=False`, if another process trains this run."""
     rank, world = join_processes()
     path = run_path(config, root)
-    if _agreed((path / "result.json").exists(), world): return Run(path)
+    if _agreed((path / "result.json").exists(), world): return _found(path, config)
     progress = sys.stderr.isatty() if progress is None else progress
     lock = FileLock(path / ".lock")
     try:
@@ -255,12 +302,26 @@ def train_or_load(config, root="runs", progress=None, wait=True):
         if rank == 0: _acquire(lock, config, wait)
         try:
             if not _agreed((path / "result.json").exists(), world):
-                if rank == 0: write_json(path / "config.json", config.to_dict())
+                if rank == 0: _begin(path, config)
                 _train_to_end(path, config, progress)
         finally: lock.release()
     except OSError as error: raise cannot_write(path, error) from error
     if world > 1: dist.barrier()
-    return Run(path)
+    return _found(path, config)
+
+# %% ../../nbs/core/06_runs.ipynb #begin-found
+def _begin(path, config):
+    "Under the lock: clear away what killed processes left half-written, and write the configuration."
+    for stale in path.glob(".*tmp*"): stale.unlink()
+    write_json(path / "config.json", config.to_dict())
+
+
+def _found(path, config):
+    "The run in `path`, which has to be that of `config`."
+    run = Run(path)
+    if run.config.run_id != config.run_id:
+        raise LitvaeError(f"{path} belongs to another configuration, {run.config.run_id}; move it away")
+    return run
 
 # %% ../../nbs/core/06_runs.ipynb #locking
 def _acquire(lock, config, wait):

@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from .files import LitvaeError, fingerprint
@@ -89,6 +90,8 @@ class NonFiniteLoss(LitvaeError):
                          "and start a run of that configuration")
         self.step, self.parts = step, parts
 
+    def __reduce__(self): return type(self), (self.step, self.parts)        # between processes it travels as a pickle
+
 # %% ../../nbs/core/05_training.ipynb #trainer
 class Trainer:
     "Takes Adam steps on a `Task`; the global batch and the noise of a step are functions of (seed, step)."
@@ -117,15 +120,15 @@ class Trainer:
             self.optimiser.step()
             bad = torch.where((bad < 0) & ~torch.isfinite(loss.total.detach()), self.step, bad)
             log.append(torch.stack([part.double() for part in (loss.total.detach(), *loss.parts.values())]))
+        size = nn.utils.get_total_norm([p.detach() for p in self.task.parameters()], norm_type=float("inf"))
+        bad = torch.where((bad < 0) & ~torch.isfinite(size), self.step, bad)      # a finite loss, but a nan gradient
         means = torch.stack(log).mean(0)
         if self.world > 1: dist.all_reduce(bad, dist.ReduceOp.MAX), dist.all_reduce(means.div_(self.world))
         means = dict(zip(["loss", *loss.parts], means.tolist()))
         if bad.item() >= 0: raise NonFiniteLoss(bad.item(), means)
         return means
-
     def state_dict(self):
         return {"task": self.task.state_dict(), "optimiser": self.optimiser.state_dict(), "step": self.step}
-
     def load_state_dict(self, state):
         self.task.load_state_dict(state["task"]), self.optimiser.load_state_dict(state["optimiser"])
         self.step = state["step"]
@@ -155,7 +158,13 @@ def evaluate(task, seed=0):
 def join_processes():
     "(rank, world size); under torchrun the process group is joined on the first call."
     if "RANK" not in os.environ: return 0, 1
-    if not dist.is_initialized(): dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if not dist.is_initialized():
+        store, rank, world = next(rendezvous("env://"))
+        if os.environ.get("GROUP_WORLD_SIZE") == "1":             # torchrun keeps one store over its restarts, with the
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")      # addresses of the dead (pytorch#135712)
+            store = dist.PrefixStore(f"attempt{attempt}", store)
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     return dist.get_rank(), dist.get_world_size()
 
 
