@@ -7,8 +7,8 @@ import argparse, statistics, time
 import torch
 from torch import nn
 
+from litvae.core.environment import hardware
 from litvae.core.layers import SpatialBroadcastDecoder
-from litvae.core.runs import hardware
 
 
 def seconds(decoder, first, z):
