@@ -13,7 +13,8 @@ from helpers.processes import REFUSED, die_at_write, end_of, limit_file_size, st
 from helpers.tasks import changed, config_hash, toy, vanilla
 from litvae.core.files import CorruptFileError, LitvaeError, read_json, write_json
 from litvae.core.pool import steps_done, train_all
-from litvae.core.runs import Run, RunConfig, build_task, load_checkpoint, run_path, save_checkpoint, train_or_load
+from litvae.core.runs import (Run, RunConfig, build_task, find_run, load_checkpoint, run_path, save_checkpoint,
+                              train_or_load)
 from litvae.core.training import NonFiniteLoss, Trainer
 
 
@@ -166,6 +167,41 @@ def test_four_processes_started_at_once_train_one_run(tmp_path, finished):
     assert [end_of(child) for child in children] == [0] * 4, (tmp_path / "log").read_text()
     assert_same_run(run_path(toy(), tmp_path), finished)
     assert set(contents(run_path(toy(), tmp_path))) == FINISHED
+
+
+# By name
+
+@pytest.fixture
+def many(tmp_path):
+    "Fourteen runs of two sets, the last of them unfinished; the folder and their configurations."
+    configs = [toy(f"set{n}-latent{latent}") for n in "ab" for latent in (1, 4, 16, 64, 128, 256, 512)]
+    for config in configs:
+        run_path(config, tmp_path).mkdir(parents=True)
+        write_json(run_path(config, tmp_path) / "config.json", config.to_dict())
+        if config != configs[-1]: write_json(run_path(config, tmp_path) / "result.json", {})
+    return tmp_path, configs
+
+
+def test_a_run_is_found_by_whatever_only_it_has(many):
+    root, configs = many
+    first = configs[0]
+    for name in (first.run_id, "seta-latent1", first.run_id[-8:]):
+        assert find_run(name, root).config == first
+    assert find_run("seta-latent51", str(root)).config.name == "seta-latent512"
+    assert find_run("latent512", root).config.name == "seta-latent512"       # the other one is not finished
+
+
+@pytest.mark.parametrize("name, said, listed", [
+    ("latent4", "is meant by 'latent4' alone", 2), ("set", "and 3 more", 10), ("", "and 3 more", 10),
+    ("setb-latent512", "no run 'setb-latent512' is finished", 10), ("sprites", "no run 'sprites'", 10)])
+def test_a_name_of_none_or_several_gets_a_list_of_ten_at_most(many, name, said, listed):
+    with pytest.raises(LitvaeError, match=said) as caught: find_run(name, many[0])
+    assert str(caught.value).count("-latent") - name.count("-latent") == listed and "\n" not in str(caught.value)
+
+
+def test_no_run_is_found_where_there_is_none(tmp_path):
+    for root in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(LitvaeError, match="holds no finished run"): find_run("x", root)
 
 
 # Damaged files

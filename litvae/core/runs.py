@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'RunConfig', 'register_task', 'build_task', 'Run', 'save_checkpoint', 'load_checkpoint', 'run_path',
-           'train_or_load']
+           'train_or_load', 'find_run']
 
 # %% ../../nbs/core/06_runs.ipynb #imports
 import importlib, json, math, os, sys, time, zipfile
@@ -340,3 +340,17 @@ def _agreed(value, world):
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
+
+# %% ../../nbs/core/06_runs.ipynb #find
+def find_run(name, root="runs"):
+    """The finished `Run` under `root` whose run id is `name`, or the only one whose id begins with it (up to a hyphen, or
+    anywhere), or the only one that contains it. Raises `LitvaeError` with at most ten names if none or several do."""
+    found = {path.parent.name: path.parent for path in sorted(Path(root).glob("*/*/result.json"))}
+    for fits in (str.__eq__, lambda run_id, name: run_id.startswith(f"{name}-"), str.startswith, str.__contains__):
+        if fitting := [run_id for run_id in found if fits(run_id, name)]: break
+    if len(fitting) == 1: return Run(found[fitting[0]])
+    if not found: raise LitvaeError(f"no run {name!r}: {root} holds no finished run; `litvae train` makes some")
+    listed = sorted(fitting or found)
+    names = ", ".join(listed[:10]) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")
+    if fitting: raise LitvaeError(f"no run is meant by {name!r} alone; give more of one of these: {names}")
+    raise LitvaeError(f"no run {name!r} is finished under {root}; there are: {names}")

@@ -10,7 +10,7 @@ __all__ = ['SPLITS', 'SHARD', 'DataSet', 'data_root', 'Recipe', 'shard_rng', 'sh
 import hashlib, inspect, json, os, platform, shutil
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
@@ -37,7 +37,8 @@ class DataSet:
 
     def __getitem__(self, key):
         if key in self.arrays: return self.arrays[key]
-        raise LitvaeError(f"{self.name} has no array {key!r}; it has {', '.join(self.arrays)}")
+        hint = "; metrics of segmentation need it: bring masks with the pictures" if key == "mask" else ""
+        raise LitvaeError(f"{self.name} has no array {key!r}; it has {', '.join(self.arrays)}{hint}")
 
     def tensor(self, key, indices=None, device="cpu"):
         "Rows `indices` (default: all) of an array as a tensor of the stored type and layout, a copy."
@@ -71,6 +72,7 @@ class Recipe:
     shards: Callable
     count: int | None = None  # items in the split; None: known when the shards end, or endless
     files: tuple = ()  # the official files that it reads
+    state: dict = field(default_factory=dict)  # whatever else the result depends on, as JSON
 
 
 def shard_rng(key, shard):
@@ -255,28 +257,35 @@ class _Entry:
     version: int
     counts: dict
     doc: str
+    split: str
+    own: bool
 
 
 _REGISTRY = {}
 
 
-def register(name, real=None, files=None, standin=None, standin_name=None, version=1, counts=None, doc=""):
+def register(name, real=None, files=None, standin=None, standin_name=None, version=1, counts=None, doc="",
+             split="train", own=False):
     "Make a data set known to `load` as `name`; `doc` says how to get its real files. The last call for a name wins."
-    _REGISTRY[name] = _Entry(name, real, files or {}, standin, standin_name, version, counts or {}, doc)
+    _REGISTRY[name] = _Entry(name, real, files or {}, standin, standin_name, version, counts or {}, doc, split, own)
+
+
+def _entries(): return sorted(_REGISTRY.values(), key=lambda entry: (entry.own, entry.name))
 
 
 def _entry(name):
-    if name not in _REGISTRY: raise LitvaeError(f"unknown data set {name!r}; known are {', '.join(sorted(_REGISTRY))}")
-    return _REGISTRY[name]
+    if name in _REGISTRY: return _REGISTRY[name]
+    raise LitvaeError(f"unknown data set {name!r}; known are {', '.join(entry.name for entry in _entries())}")
 
 
 def _present(entry, folder): return any(any(folder.glob(pattern)) for pattern in entry.files)
 
 
 def catalogue(root=None):
-    "All data sets by name: stand-in, real files with sizes, whether any of them is present, and how to get them."
-    return [{"name": name, "standin": entry.standin_name, "files": entry.files, "doc": entry.doc,
-             "present": _present(entry, data_root(root) / name)} for name, entry in sorted(_REGISTRY.items())]
+    "All data sets by name: stand-in, real files with sizes, whether any is present, how to get them; own ones last."
+    return [{"name": entry.name, "standin": entry.standin_name, "files": entry.files, "doc": entry.doc,
+             "own": entry.own, "present": not entry.own and _present(entry, data_root(root) / entry.name)}
+            for entry in _entries()]
 
 # %% ../../nbs/data/01_sources.ipynb #options
 def _options(function, name, given):
@@ -290,63 +299,92 @@ def _options(function, name, given):
 _ANNOUNCED = set()
 
 
+def _folder(entry, root, path):
+    "Where the real files of a data set are looked for."
+    if path is not None: return Path(path).expanduser()
+    if not entry.own: return data_root(root) / entry.name
+    raise LitvaeError(f'{entry.name} needs the folder with your files, as in load("{entry.name}", path="my_pictures")')
+
+
+def _title(entry, folder):
+    "The name of the real data in `folder`: the data set's, or that of the folder if they are the reader's own."
+    if not entry.own: return entry.name
+    title = folder.resolve().name
+    if title and title not in {name for e in _entries() for name in (e.name, e.standin_name)}: return title
+    raise LitvaeError(f"the folder {folder} would call your data {title!r}, the name of a known set; rename it")
+
+
 def _missing(entry, folder):
     files = "; or ".join(f"{pattern} ({size})" for pattern, size in entry.files.items())
     hint = f'; source="standin" gives {entry.standin_name} instead' if entry.standin else ""
     return LitvaeError(f"{entry.name}: no real files in {folder}, expected {files}. {entry.doc}{hint}")
 
 
-def resolve(name, source="auto", root=None):
+def _announce(entry, chosen):
+    if (entry.name, chosen) in _ANNOUNCED: return
+    _ANNOUNCED.add((entry.name, chosen))
+    print(f"data: {entry.name}, from the real files under the data root" if chosen == "real" else
+          f"data: {entry.standin_name}, generated, in place of {entry.name} (no real files under the data root)")
+
+
+def resolve(name, source="auto", root=None, path=None):
     """What `load` would take, "real" or "standin". "auto" prefers real files and prints, once, what it took.
 
-    Raises `LitvaeError` for an unknown name or source, for missing real files (naming path, files, sizes, how to get
-    them), and for a side that the data set does not have."""
-    entry, folder = _entry(name), data_root(root) / name
+    path: see `load`. Raises `LitvaeError` for an unknown name or source, for missing real files (naming path, files,
+    sizes, how to get them), and for a side that the data set does not have."""
+    entry = _entry(name)
     if source not in ("auto", "real", "standin"):
         raise LitvaeError(f'unknown source {source!r}; known are "auto", "real" and "standin"')
-    present = _present(entry, folder)
-    chosen = source if source != "auto" else "real" if present or not entry.standin else "standin"
-    if chosen == "standin" and not entry.standin: raise LitvaeError(f"{name} has no stand-in. {entry.doc}")
+    if source == "standin" and not entry.standin: raise LitvaeError(f"{name} has no stand-in. {entry.doc}")
+    if source == "standin" and path is not None: raise LitvaeError(f'path is {str(path)!r}, but source is "standin"')
+    if source == "standin": return source
+    present = _present(entry, folder := _folder(entry, root, path))
+    chosen = "real" if present or path is not None or source == "real" or not entry.standin else "standin"
     if chosen == "real" and not entry.real: raise LitvaeError(f"{name} has only a stand-in, {entry.standin_name}")
     if chosen == "real" and not present: raise _missing(entry, folder)
-    if source == "auto" and (name, chosen) not in _ANNOUNCED:
-        _ANNOUNCED.add((name, chosen))
-        print(f"data: {name}, from the real files under the data root" if chosen == "real" else
-              f"data: {entry.standin_name}, generated, in place of {name} (no real files under the data root)")
+    if source == "auto" and path is None: _announce(entry, chosen)
     return chosen
 
 # %% ../../nbs/data/01_sources.ipynb #load
 _LAYOUT = 1  # of the store; raised when meta.json or the files take another form, so that old folders are left alone
 
 
-def _recipe(entry, chosen, folder, split, options, seed):
-    "The recipe of a split and the key that names its result."
-    key = {"source": chosen, "version": entry.version, "options": options, "split": split}
-    if chosen == "real":
-        recipe = entry.real(folder, split, **options)
-        for path in recipe.files:
-            if not path.exists(): raise LitvaeError(f"{path} is missing. {entry.doc}")
-        return recipe, {**key, "name": entry.name, "files": {path.name: path.stat().st_size for path in recipe.files}}
-    key |= {"name": entry.standin_name, "seed": seed}
+def _real(entry, folder, split, options):
+    "The recipe of a split from the real files in `folder` and the key that names its result."
+    title, recipe = _title(entry, folder), entry.real(folder, split, **options)
+    for path in recipe.files:
+        if not path.exists(): raise LitvaeError(f"{path} is missing. {entry.doc}")
+    return recipe, {"source": "real", "version": entry.version, "options": options, "split": split, "name": title,
+                    "files": {path.name: path.stat().st_size for path in recipe.files}, **recipe.state}
+
+
+def _standin(entry, split, options, seed):
+    "The recipe of a generated split and the key that names its result."
+    key = {"source": "standin", "version": entry.version, "options": options, "split": split,
+           "name": entry.standin_name, "seed": seed}
     make = lambda shard: entry.standin(shard_rng(key, shard), SHARD, **options)
     return Recipe(lambda start: map(make, count(start))), key
 
 
-def load(name, split="train", source="auto", n=None, seed=0, root=None, **options):
+def load(name, split=None, source="auto", n=None, seed=0, root=None, path=None, **options):
     """The first `n` items of a split as a `DataSet` (default: all; of a stand-in as many as the paper's set has).
 
-    source: "real" (never falls back), "standin" or "auto", see `resolve`. seed: of a stand-in; real data have none.
-    root: see `data_root`. options: those of the data set, such as `size`. What is made stays under the root, so that
-    the next call only opens it. Raises `LitvaeError` (unknown name, split or option; missing files; the disk refuses)
-    and `CorruptFileError` (a damaged file)."""
+    split: "train", "validation" or "test"; default: "train", of a reader's own folder "test". source: "real" (never
+    falls back), "standin" or "auto", see `resolve`. seed: of a stand-in; real data have none. root: see `data_root`.
+    path: the folder of the real files if it is not `<root>/<name>`. options: those of the data set, such as `size`.
+    What is made stays under the root, so that the next call only opens it. Raises `LitvaeError` (unknown name, split
+    or option; missing files; the disk refuses) and `CorruptFileError` (a damaged file)."""
     entry = _entry(name)
+    split = split or entry.split
     if split not in SPLITS: raise LitvaeError(f"unknown split {split!r}; known are {', '.join(SPLITS)}")
     if n is not None and (not isinstance(n, int) or n < 1): raise LitvaeError(f"n is {n!r}; expected 1 or more")
-    chosen = resolve(name, source, root)
+    chosen, shelf = resolve(name, source, root, path), entry.name
     options = _options(entry.real if chosen == "real" else entry.standin, name, options)
-    recipe, key = _recipe(entry, chosen, data_root(root) / name, split, options, seed)
-    if chosen == "standin": n = n or entry.counts[split]
+    if chosen == "real": recipe, key = _real(entry, _folder(entry, root, path), split, options)
+    else:
+        recipe, key = _standin(entry, split, options, seed)
+        n, shelf = n or entry.counts[split], entry.standin_name
     place = fingerprint({k: v for k, v in key.items() if k != "split"} | {"layout": _LAYOUT})
-    arrays, meta = stored(data_root(root) / key["name"] / place / split, key, recipe, n)
-    if n and n > meta["count"]: raise LitvaeError(f"{name}, {split} has {meta['count']} items; n is {n}")
+    arrays, meta = stored(data_root(root) / shelf / place / split, key, recipe, n)
+    if n and n > meta["count"]: raise LitvaeError(f"{key['name']}, {split} has {meta['count']} items; n is {n}")
     return DataSet(key["name"], chosen, split, {k: array[:n] for k, array in arrays.items()}, meta)

@@ -59,16 +59,31 @@ def data(args):
         for entry in catalogue(): print(_describe(entry))
         return
     options = {"size": args.size} if args.size else {}
-    print(load(args.name, split=args.split, source=args.source, n=args.n, **options).describe())
+    ds = load(args.name, split=args.split, source=args.source, n=args.n, path=args.path, **options)
+    print(ds.describe(), _masks(ds), sep="\n")
+
+
+def _masks(ds):
+    "One line on the masks of a set, from its first 300 pictures."
+    if "mask" not in ds.arrays: return "no masks: a model can be run on these pictures, but not be measured"
+    objects = [len(set(mask[mask > 0].tolist())) for mask in ds["mask"][:300]]
+    return f"with masks: {min(objects)} to {max(objects)} objects in a picture"
 
 
 def _describe(entry):
     "A data set in a few lines: its stand-in, its real files and whether they are there."
+    if entry["own"]: return _describe_own(entry)
     standin = f"stand-in: {entry['standin']}" if entry["standin"] else "no stand-in"
     files = "".join(f"\n    {name}: {text}" for name, text in entry["files"].items())
     there = "present" if entry["present"] else "absent"
     about = textwrap.indent(textwrap.fill(entry["doc"], 110), "  ")
     return f"\n{entry['name']} (real files {there}; {standin}){files}\n" + about
+
+
+def _describe_own(entry):
+    files = "".join(f"\n    FOLDER/{name}: {text}" for name, text in entry["files"].items())
+    use = f"litvae data {entry['name']} --path FOLDER --size 64"
+    return f"\n{entry['name']} (your own; look at it with: {use}){files}\n  {entry['doc']}"
 
 
 def report(args):
@@ -98,7 +113,10 @@ def parser():
     sub = verb(data, help="list, describe or generate data sets",
                description="Without a name: list the data sets. With one: load a split and describe it.")
     sub.add_argument("name", nargs="?", help="a data set, such as multi_dsprites")
-    sub.add_argument("--split", default="train", choices=["train", "validation", "test"])
+    sub.add_argument("--path", metavar="FOLDER",
+                     help="where the real files are if not under the data root; with folder, your own pictures")
+    sub.add_argument("--split", choices=["train", "validation", "test"],
+                     help="if it is not given: train, of your own pictures test")
     sub.add_argument("--source", default="auto", choices=["auto", "real", "standin"],
                      help="real never falls back to the stand-in")
     sub.add_argument("--n", type=int, help="number of items")
@@ -115,7 +133,7 @@ def _training_arguments(sub):
                      help="the paper whose sweep to train, such as reconstruction_bottlenecks")
     sub.add_argument("--preset", default="quick", help="smoke, quick, small or paper")
     sub.add_argument("--only", default="*", metavar="PATTERN",
-                     help="only runs whose name matches, such as 'dc-latent16-*'")
+                     help="only runs whose name matches, such as '*dc-latent16-*'")
     sub.add_argument("--run", metavar="NAME",
                      help="exactly one run, trained in this process (for cluster jobs and torchrun)")
     sub.add_argument("--jobs", type=int, help="processes side by side (default: one a core)")

@@ -62,12 +62,12 @@ def load_preset(name, root=None):
 # %% ../../nbs/reproduce/00_plan.ipynb #papers
 @dataclass(frozen=True)
 class Page:
-    "One result of a paper: the template `file`, its `parameters`, and the `runs` (sweep and overrides) it needs."
+    "One result of a paper: the template `file`, its `parameters`, and its `runs`: sweep and overrides, or several such."
     paper: str
     id: str
     file: Path
     parameters: dict
-    runs: dict
+    runs: dict | list
 
 
 @dataclass(frozen=True)
@@ -110,11 +110,13 @@ def _function(dotted, where):
 def page_configs(paper, page, preset):
     """The `RunConfig`s that `page` of `paper` needs under `preset`; raises `LitvaeError` for arguments its sweep does
     not know."""
-    overrides = dict(page.runs)
-    name = overrides.pop("sweep", None)
-    if name not in paper.sweeps:
-        raise LitvaeError(f"{paper.id}, page {page.id}: unknown sweep {name!r}; known are {', '.join(paper.sweeps)}")
-    return sweep_configs(paper, name, preset, **overrides)
+    configs = []
+    for overrides in map(dict, page.runs if isinstance(page.runs, list) else [page.runs]):
+        if (name := overrides.pop("sweep", None)) not in paper.sweeps:
+            known = ", ".join(paper.sweeps)
+            raise LitvaeError(f"{paper.id}, page {page.id}: unknown sweep {name!r}; known are {known}")
+        configs += sweep_configs(paper, name, preset, **overrides)
+    return configs
 
 
 def sweep_configs(paper, name, preset, **overrides):
