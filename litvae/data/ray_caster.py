@@ -37,8 +37,8 @@ class Scene:
     """B scenes with up to N objects each, as float tensors of one type on one device, if not said otherwise.
 
     kinds (B, N) int64: SPHERE, BOX or CYLINDER. present (B, N) bool. positions (B, N, 3): centres. sizes (B, N, 3):
-    half the extents along the object's own axes. yaws (B, N): radians. colours (B, N, 3) in [0, 1]. camera, target, light
-    (B, 3): where the camera is, looks at, and the middle of the lamp, a level square of side `lamp`.
+    half the extents along the object's own axes. yaws (B, N): radians. colours (B, N, 3) in [0, 1]. camera, target,
+    light (B, 3): where the camera is, what it looks at, and the middle of the lamp, a level square of side `lamp`.
     planes: `Plane`s, numbered from 1. texture(scene, index, point): colours (3, B, R) of the points (3, B, R) on the
     planes number `index` (B, R), where `index` is 0 for the sky and above P for objects (any colour will do there).
     looks: tensors (B, ...) for the texture. view: degrees across the picture. ambient, gloss, sky: see `shade`."""
@@ -61,7 +61,6 @@ class Scene:
     sky: tuple = (0.62, 0.86, 0.97)
 
     def __len__(self): return len(self.kinds)
-
     @property
     def first(self):
         "The id of the first object; smaller ids are the sky (0) and the planes."
@@ -69,10 +68,9 @@ class Scene:
 
     def each(self, change):
         "The scene with `change` applied to each tensor, for example a slice of the batch or a move to a device."
-        def changed(value):
-            if isinstance(value, dict): return {key: changed(v) for key, v in value.items()}
-            return change(value) if isinstance(value, torch.Tensor) else value
-        return replace(self, **{f.name: changed(getattr(self, f.name)) for f in fields(self)})
+        tensors = {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), torch.Tensor)}
+        looks = {name: change(tensor) for name, tensor in self.looks.items()}
+        return replace(self, looks=looks, **{name: change(tensor) for name, tensor in tensors.items()})
 
 # %% ../../nbs/data/05_ray_caster.ipynb #camera
 def _dot(a, b): return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
@@ -189,8 +187,8 @@ def spans(scene, obj, start, direction):
 @dataclass
 class Hits:
     """What the rays of B scenes meet. depth (B, R): distance, inf for the sky. index (B, R) int32: 0 sky, 1 to P
-    planes, P + 1 + n object n. For the M rays that end on objects: ray (M,) of B * R, obj (M,) of B * N, and the point in
-    the frame of the unit solid, local (3, M)."""
+    planes, P + 1 + n object n. For the M rays that end on objects: ray (M,) of B * R, obj (M,) of B * N, and the point
+    in the frame of the unit solid, local (3, M)."""
     depth: torch.Tensor
     index: torch.Tensor
     ray: torch.Tensor

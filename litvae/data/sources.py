@@ -295,10 +295,7 @@ def _options(function, name, given):
         raise LitvaeError(f"{name} has no option {option!r}; it has {', '.join(options) or 'none'}")
     return options | given
 
-# %% ../../nbs/data/01_sources.ipynb #resolve
-_ANNOUNCED = set()
-
-
+# %% ../../nbs/data/01_sources.ipynb #locate
 def _folder(entry, root, path):
     "Where the real files of a data set are looked for."
     if path is not None: return Path(path).expanduser()
@@ -312,6 +309,9 @@ def _title(entry, folder):
     title = folder.resolve().name
     if title and title not in {name for e in _entries() for name in (e.name, e.standin_name)}: return title
     raise LitvaeError(f"the folder {folder} would call your data {title!r}, the name of a known set; rename it")
+
+# %% ../../nbs/data/01_sources.ipynb #resolve
+_ANNOUNCED = set()
 
 
 def _missing(entry, folder):
@@ -345,7 +345,7 @@ def resolve(name, source="auto", root=None, path=None):
     if source == "auto" and path is None: _announce(entry, chosen)
     return chosen
 
-# %% ../../nbs/data/01_sources.ipynb #load
+# %% ../../nbs/data/01_sources.ipynb #recipes
 _LAYOUT = 1  # of the store; raised when meta.json or the files take another form, so that old folders are left alone
 
 
@@ -365,7 +365,7 @@ def _standin(entry, split, options, seed):
     make = lambda shard: entry.standin(shard_rng(key, shard), SHARD, **options)
     return Recipe(lambda start: map(make, count(start))), key
 
-
+# %% ../../nbs/data/01_sources.ipynb #load
 def load(name, split=None, source="auto", n=None, seed=0, root=None, path=None, **options):
     """The first `n` items of a split as a `DataSet` (default: all; of a stand-in as many as the paper's set has).
 

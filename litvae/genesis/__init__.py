@@ -7,3 +7,6 @@ __all__ = []
 
 # %% ../../nbs/genesis/00_overview.ipynb #exports
 from .component import ComponentVAE
+from .masks import MaskVAE
+from .mixture import mixture_nll, stick_breaking
+from .model import Decomposition, Genesis

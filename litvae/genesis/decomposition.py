@@ -52,7 +52,7 @@ def sweep(sets, size, mask_latent, std, mask, asymmetric, symmetric, objective, 
     `sets`: name -> `data`, `slots`, `seeds`, and the sizes of the component code for `asymmetric` and `symmetric` models,
     see `choose_sets`; `mask`, `asymmetric` and `symmetric`: settings of the networks."""
     configs, networks = [], {"asymmetric": asymmetric, "symmetric": symmetric}
-    for name, data, chosen in choose_sets(sets, size, only):
+    for name, data, chosen in choose_sets(sets, size, ("slots", "seeds", *KINDS), only):
         for component in components:
             for seed, latent in product(chosen["seeds"], chosen[component]):
                 model = {"component": component, "slots": chosen["slots"], "component_latent": latent, "std": std,
@@ -60,6 +60,7 @@ def sweep(sets, size, mask_latent, std, mask, asymmetric, symmetric, objective, 
                 configs.append(RunConfig(
                     paper="reconstruction_bottlenecks", name=f"{name}-{component}-latent{latent}-seed{seed}",
                     task="litvae.genesis.decomposition.SceneDecomposition", data=data, model=model, objective=objective,
-                    steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed, precision=precision,
-                    checkpoint_every=checkpoint_every, log_every=log_every, evaluate_every=evaluate_every))
+                    steps=chosen.get("steps", steps), batch_size=batch_size, learning_rate=learning_rate, seed=seed,
+                    precision=precision, checkpoint_every=checkpoint_every, log_every=log_every,
+                    evaluate_every=evaluate_every))
     return configs

@@ -52,13 +52,18 @@ class VanillaVAE(GecoTask):
         return {"validation_error": loss.parts["err"] / self.values_per_image, "validation_kl": loss.parts["kl"]}
 
 # %% ../../nbs/genesis/02_vanilla.ipynb #sets
-def choose_sets(sets, size, only=None):
-    """[(name, data, settings)] of the `sets` of a preset section (name -> settings, among them `data`), or of those in
-    `only`; `data` are complete arguments of `litvae.data.load`. Raises `LitvaeError` for a name that is not there."""
+def choose_sets(sets, size, keys, only=None):
+    """[(name, data, settings)] of the `sets` of a preset section (name -> settings), or of those in `only`.
+
+    `data` are complete arguments of `litvae.data.load`. A set's settings have `data`, the `keys`, and may have `steps`.
+    Raises `LitvaeError` for other settings and for a name that is not there."""
     if missing := [name for name in only or () if name not in sets]:
         raise LitvaeError(f"no data set {', '.join(missing)} in this preset; it has {', '.join(sets)}")
     chosen = []
     for name in only or sets:
+        if (given := set(sets[name]) - {"steps"}) != {"data", *keys}:
+            raise LitvaeError(f"settings of {name} are {', '.join(sorted(given))}; expected data, {', '.join(keys)} "
+                              "and perhaps steps")
         data = {"name": name, "source": "auto", **sets[name]["data"], "size": size}
         if data["source"] == "auto": data["source"] = resolve(name)
         chosen.append((name, data, {key: value for key, value in sets[name].items() if key != "data"}))
@@ -74,13 +79,13 @@ def sweep(sets, steps, batch_size, learning_rate, size, channels, objective, sbd
 
     `sets`: name -> `data`, `latents`, `seeds`, see `choose_sets`; `sbd` and `dc`: extra model arguments of each kind."""
     configs = []
-    for name, data, chosen in choose_sets(sets, size, only):
+    for name, data, chosen in choose_sets(sets, size, ("latents", "seeds"), only):
         for kind, seed, latent in product(kinds, chosen["seeds"], chosen["latents"]):
             model = {"kind": kind, "latent": latent, "size": size, "channels": channels,
                      **{"sbd": sbd, "dc": dc}[kind]}
             configs.append(RunConfig(
                 paper="reconstruction_bottlenecks", name=f"{name}-{kind}-latent{latent}-seed{seed}",
                 task="litvae.genesis.vanilla.VanillaVAE", data=data, model=model,
-                objective=objective, steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed,
-                precision=precision, checkpoint_every=checkpoint_every, log_every=log_every))
+                objective=objective, steps=chosen.get("steps", steps), batch_size=batch_size,
+                learning_rate=learning_rate, seed=seed, precision=precision, checkpoint_every=checkpoint_every, log_every=log_every))
     return configs

@@ -85,7 +85,7 @@ def _describe_own(entry):
     use = f"litvae data {entry['name']} --path FOLDER --size 64"
     return f"\n{entry['name']} (your own; look at it with: {use}){files}\n  {entry['doc']}"
 
-
+# %% ../../nbs/reproduce/04_cli.ipynb #report
 def report(args):
     "Judge the claims again from what is recorded, and write REPORT.md."
     from litvae.reproduce.plan import load_preset, project_root
