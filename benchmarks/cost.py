@@ -1,6 +1,6 @@
-"""What the trainings of the preset `paper` cost: seconds and FLOPs of a training step here, and GPU hours from the FLOPs.
+"""What the preset `paper` costs: CPU seconds and FLOPs of a training step, and GPU hours estimated from the FLOPs.
 
-    python benchmarks/cost.py [--batch 8] [--steps 1] [--fraction 0.2] [--tensor-fraction 0.1]
+    python benchmarks/cost.py [--batch 4] [--steps 1] [--fraction 0.2] [--tensor-fraction 0.1]
 
 Measured: CPU seconds of one thread, forward, backward and Adam, and FLOPs (a multiply-add is two) of convolutions and
 matrix products, both at --batch images and scaled to the batch of the preset. Estimated: GPU hours, the FLOPs of all
@@ -55,12 +55,13 @@ def measure(config, batch, steps):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in {"batch": 8, "steps": 1, "fraction": 0.2, "tensor-fraction": 0.1}.items():
+    for name, value in {"batch": 4, "steps": 1, "fraction": 0.2, "tensor-fraction": 0.1}.items():
         parser.add_argument(f"--{name}", type=type(value), default=value)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rates = {card: peak * (args.fraction if card[1] == "fp32" else args.tensor_fraction) for card, peak in PEAKS.items()}
-    heads = [f"{card} {form}, {rates[card, form] / peak:.0%}: hours" for (card, form), peak in PEAKS.items()]
+    share = {"fp32": args.fraction, "TF32": args.tensor_fraction, "bf16": args.tensor_fraction}
+    rates = {(card, form): peak * share[form] for (card, form), peak in PEAKS.items()}
+    heads = [f"{card} {form}, {share[form]:.0%}: hours" for card, form in PEAKS]
     print(f"{hardware()}, torch {torch.__version__}, measured at batch {args.batch}\n")
     print("| model | slots | runs | CPU s a step | GFLOP a step |", " | ".join(heads), "|")
     print("|---|" + "---:|" * (4 + len(heads)))
@@ -77,8 +78,8 @@ def main():
     everything = [sum(runs * h[i] for _, runs, _, h in totals) for i in range(len(rates))]
     print("| all | |", sum(runs for _, runs, _, _ in totals), "| | |", " | ".join(f"{h:.0f}" for h in everything), "|")
     genesis = sum(runs * flops for many, runs, flops, _ in totals if many)
-    share = genesis / (PAPER_DAYS * 24 * 3600 * PEAKS["Titan RTX", "fp32"])
-    print(f"\nThe paper's {PAPER_DAYS} days for its 90 models come to {share:.0%} of a Titan RTX's fp32 peak.")
+    reached = genesis / (PAPER_DAYS * 24 * 3600 * PEAKS["Titan RTX", "fp32"])
+    print(f"\nThe paper's {PAPER_DAYS} days for its 90 models come to {reached:.0%} of a Titan RTX's fp32 peak.")
     print(f"Peak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
 
 

@@ -1,9 +1,10 @@
 """The main job from end to end at the preset smoke: killed in the middle, started again, called once more;
 and the Snakefile."""
-import json, os, signal, subprocess, sys, time
+import json, os, re, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from litvae.core.files import LitvaeError
 from litvae.reproduce.cli import main
@@ -70,7 +71,7 @@ def test_second_call_does_nothing(reproduced):
     before = files(folder / "runs") | {p: s for p, s in files(folder / "out").items() if p.name != "REPORT.md"}
     done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "0 of 18 runs to train, 0 of 3 pages to draw" in done.stdout, done.stdout + done.stderr
+    assert re.search(r"\b0 of \d+ runs to train, 0 of \d+ pages to draw", done.stdout), done.stdout + done.stderr
     assert before == files(folder / "runs") | {p: s for p, s in files(folder / "out").items() if p.name != "REPORT.md"}
 
 
@@ -85,21 +86,50 @@ def test_a_lost_file_is_drawn_again(reproduced):
     assert page.current()
 
 
-def test_snakefile_agrees_with_the_plan_and_says_why(tmp_path):
-    words = ["snakemake", "-s", "reproduce/Snakefile", "-n", "--config", "preset=smoke", f"runs={tmp_path}/runs",
-             f"out={tmp_path}/out"]
-    done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True)
+def paper_configs(preset):
+    "Sweep -> its configurations."
+    paper = load_paper(PAPER)
+    return {name: sweep_configs(paper, name, load_preset(preset)) for name in paper.sweeps}
+
+
+def test_the_paper_preset_is_144_trainings_planned_without_data(monkeypatch):
+    def opened(*words, **settings): raise AssertionError(f"planning opened {words} {settings}")
+    for name in ("load", "resolve"): monkeypatch.setattr(f"litvae.genesis.vanilla.{name}", opened)
+    sweeps = paper_configs("paper")
+    assert {name: len(configs) for name, configs in sweeps.items()} == {"vanilla": 54, "genesis": 90}
+    configs = sum(sweeps.values(), [])
+    assert len({config.run_id for config in configs}) == 144
+    assert all(c.data["source"] == "real" and c.steps == 500_000 and c.batch_size == 32 for c in configs)
+    slots = {(c.data["name"], c.model["slots"]) for c in sweeps["genesis"]}
+    assert slots == {("multi_dsprites", 5), ("objects_room", 7), ("shapestacks", 9)}
+
+
+def test_snakefile_lists_the_144_trainings_and_says_why(tmp_path):
+    pytest.importorskip("snakemake")
+    words = ["snakemake", "-s", "reproduce/Snakefile", "-n", "--nolock", "--config", "preset=paper", "gpu=1",
+             f"paper={PAPER}", f"runs={tmp_path}/runs", f"out={tmp_path}/out"]
+    done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | {"LITVAE_DATA": str(tmp_path / "no_data")})
     assert done.returncode == 0, done.stdout + done.stderr
-    configs = sweep_configs(load_paper(PAPER), "vanilla", load_preset("smoke"))
+    configs, pages = sum(paper_configs("paper").values(), []), len(load_paper(PAPER).pages)
     assert all(config.run_id in done.stdout for config in configs) and "Missing output files" in done.stdout
-    assert f"train {len(configs)}" in " ".join(done.stdout.split())
+    table = " ".join(done.stdout.split())
+    assert f"train 144 page {pages} report 1 all 1 total {146 + pages}" in table
+    assert all(text in done.stdout for text in ("gpu=1,", "mem_mb=8000", "runtime=4320")) and not (tmp_path / "no_data").exists()
+
+
+@pytest.mark.parametrize("name", ["default", "slurm"])
+def test_profiles_hold_options_that_snakemake_knows(name):
+    values = yaml.safe_load((ROOT / "reproduce" / "profiles" / name / "config.yaml").read_text())
+    assert values["keep-going"] and values["rerun-incomplete"]
+    known = pytest.importorskip("snakemake.cli").get_argument_parser()._option_string_actions
+    assert all(f"--{key}" in known for key in values if not key.startswith("slurm-"))
 
 
 def test_snakefile_resumes_a_killed_training(tmp_path):
     """Two runs; one training process is killed after its first checkpoint.
     The other ends, the second call finishes the first."""
-    configs = [c for c in sweep_configs(load_paper(PAPER), "vanilla", load_preset("quick"))
-               if c.name in ("sbd-latent1-seed0", "sbd-latent2-seed0")]
+    configs = sweep_configs(load_paper(PAPER), "vanilla", load_preset("quick"))[:2]
     paths = [tmp_path / "runs" / PAPER / config.run_id for config in configs]
     words = ["snakemake", "-s", "reproduce/Snakefile", "--cores", "2", "--config", "preset=quick",
              f"runs={tmp_path}/runs", f"out={tmp_path}/out",
@@ -108,16 +138,22 @@ def test_snakefile_resumes_a_killed_training(tmp_path):
         process = start(*words, log=log)
         wait_for(lambda: (paths[0] / "checkpoint.pt").exists() or process.poll() is not None)
         command = f"train --sweep {PAPER} --preset quick --runs {tmp_path}/runs --run {configs[0].run_id}"
-        victims = subprocess.run(["pkill", "-KILL", "-f", command])
-        assert victims.returncode == 0, (tmp_path / "first.log").read_text()
+        victims = subprocess.run(["pgrep", "-f", command], capture_output=True, text=True).stdout.split()
+        assert victims, (tmp_path / "first.log").read_text()
+        for victim in victims: os.kill(int(victim), signal.SIGKILL)
         assert process.wait() != 0
     assert (paths[1] / "result.json").exists() and not (paths[0] / "result.json").exists()
     assert (paths[0] / "checkpoint.pt").exists()
+    weights, result = paths[1] / "weights.safetensors", (paths[1] / "result.json").read_bytes()
     kept = (paths[1] / "result.json").stat().st_mtime_ns
     with open(tmp_path / "second.log", "w") as log: assert start(*words, log=log).wait() == 0
     steps = [json.loads(line)["step"] for line in (paths[0] / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps)) and steps[-1] == configs[0].steps
     assert (paths[1] / "result.json").stat().st_mtime_ns == kept
+    again = [*words[:-3], "--forcerun", "train", "--", words[-1]]      # as a job that was left marked as incomplete
+    with open(tmp_path / "third.log", "w") as log: assert start(*again, log=log).wait() == 0
+    assert "Forced execution" in (tmp_path / "third.log").read_text()
+    assert (paths[1] / "result.json").read_bytes() == result and weights.stat().st_mtime_ns < kept
 
 
 @pytest.mark.parametrize("words, text", [
