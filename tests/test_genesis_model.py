@@ -1,16 +1,15 @@
 "GENESIS: masks, mixture, the two recurrences and the whole model against slow loops, closed forms and plain products."
-import math
-
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.special import expit, log_expit, logsumexp
 from scipy.stats import norm
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from litvae.core.files import LitvaeError
-from litvae.core.layers import BroadcastConv2d, GatedConv2d
+from litvae.core.layers import GatedConv2d
 from litvae.core.objectives import Elbo, Geco
 from litvae.genesis.component import ComponentVAE
 from litvae.genesis.masks import Codes, MaskPosterior, MaskPrior, MaskVAE, diagonal_normal, prior_normal
@@ -217,6 +216,18 @@ def test_the_prior_draws_slot_by_slot_from_what_it_says(bounded):
     assert (z[:, 1:].mean(0) - mean).abs().max() < 0.04 and (z[:, 1:].std(0) - 0.5001).abs().max() < 0.03
 
 
+@pytest.mark.parametrize("transposed, shape", [(False, (3, 5, 4, 4)), (False, (3, 5, 6, 4)), (True, (3, 5, 1, 1)),
+                                               (True, (3, 5, 2, 3))])
+def test_a_kernel_over_the_whole_grid_is_still_a_convolution(transposed, shape):
+    "Value and gradients, on the grid that the kernel covers and on another."
+    torch.manual_seed(0)
+    conv, x = GatedConv2d(5, 2, 4, normalise=False, transposed=transposed).double().conv, torch.randn(*shape).double()
+    leaves = [x.requires_grad_(), conv.weight, conv.bias]
+    pair = conv(x), (F.conv_transpose2d if transposed else F.conv2d)(*leaves)
+    for ours, plain in zip(*([y, *torch.autograd.grad(y.sin().sum(), leaves)] for y in pair)):
+        close(ours, plain.detach().numpy(), 1e-12)
+
+
 def test_prior_normal_is_its_formula():
     raw = torch.randn(3, 2, 8, dtype=torch.float64) * 5
     for bounded in (True, False):
@@ -376,7 +387,8 @@ def test_component_k_of_image_b_is_made_of_image_b_and_its_mask_k(kind):
 def test_batch_norm_averages_over_all_slots(part, samples):
     model, seen = small("symmetric").train(), []
     norms = [m for m in model.get_submodule(part).modules() if isinstance(m, nn.BatchNorm2d)]
-    hooks = [n.register_forward_pre_hook(lambda module, inputs: seen.append((module, inputs[0].detach()))) for n in norms]
+    record = lambda module, inputs: seen.append((module, inputs[0].detach()))
+    hooks = [n.register_forward_pre_hook(record) for n in norms]
     model.loss(images())
     for hook in hooks: hook.remove()
     assert len(seen) == len(norms) == 5
@@ -408,7 +420,7 @@ def test_scenes_of_the_prior_with_and_without_bounds():
     assert not model.generate(2).requires_grad
 
 
-def scene_shapes(b=2, k=3, c=3, h=4, w=4): return torch.rand(b, c, h, w), torch.rand(b, k, c, h, w), torch.zeros(b, k, 1, h, w)
+def scene_shapes(b=2, k=3): return torch.rand(b, 3, 4, 4), torch.rand(b, k, 3, 4, 4), torch.zeros(b, k, 1, 4, 4)
 
 
 @pytest.mark.parametrize("call, message", [

@@ -24,10 +24,17 @@ class GatedConv2d(nn.Module):
         if transposed:
             self.conv = nn.ConvTranspose2d(in_channels, 2 * out_channels, kernel_size, stride, padding, output_padding)
         else:
-            self.conv = nn.Conv2d(in_channels, 2 * out_channels, kernel_size, stride, padding)
+            self.conv = _Conv2d(in_channels, 2 * out_channels, kernel_size, stride, padding)
         self.norm = nn.BatchNorm2d(2 * out_channels) if normalise else nn.Identity()
 
     def forward(self, x): return F.glu(self.norm(self.conv(x)), dim=1)
+
+
+class _Conv2d(nn.Conv2d):
+    "A convolution; where its kernel covers all of the grid, the matrix product that this is."
+    def forward(self, x):
+        if self.padding != (0, 0) or x.shape[2:] != self.kernel_size: return super().forward(x)
+        return F.linear(x.flatten(1), self.weight.flatten(1), self.bias)[:, :, None, None]
 
 # %% ../../nbs/core/02_layers.ipynb #coords
 def coordinate_planes(height, width):

@@ -343,8 +343,8 @@ def _agreed(value, world):
 
 # %% ../../nbs/core/06_runs.ipynb #find
 def find_run(name, root="runs"):
-    """The finished `Run` under `root` whose run id is `name`, or the only one whose id begins with it (up to a hyphen, or
-    anywhere), or the only one that contains it. Raises `LitvaeError` with at most ten names if none or several do."""
+    """The finished `Run` under `root` whose run id is `name`, or the only one whose id begins with it (up to a hyphen,
+    or anywhere), or the only one that contains it. Raises `LitvaeError`, listing ten at most, if none or several do."""
     found = {path.parent.name: path.parent for path in sorted(Path(root).glob("*/*/result.json"))}
     for fits in (str.__eq__, lambda run_id, name: run_id.startswith(f"{name}-"), str.startswith, str.__contains__):
         if fitting := [run_id for run_id in found if fits(run_id, name)]: break

@@ -16,8 +16,8 @@ from .vanilla import GecoTask, choose_sets
 # %% ../../nbs/genesis/06_decomposition.ipynb #evaluate
 @torch.no_grad()
 def evaluate_segmentation(model, data, slots=None, sample=True, chunk=50):
-    """Mean scores (floats) of a scene model on a `DataSet` with masks: `ari`, `ari_fg`, `msc`, `msc_fg`, `active_slots`,
-    `validation_error` (nats per pixel and channel), `mask_kl` and `component_kl` (nats per image).
+    """Mean scores (floats) of a scene model on a `DataSet` with masks: `ari`, `ari_fg`, `msc`, `msc_fg`,
+    `active_slots`, `validation_error` (nats per pixel and channel), `mask_kl` and `component_kl` (nats per image).
 
     `slots` may differ from the training's. Raises `LitvaeError` if the data has no masks."""
     device, sums, labels = next(model.parameters()).device, {}, []
@@ -49,8 +49,8 @@ def sweep(sets, size, mask_latent, std, mask, asymmetric, symmetric, objective, 
           components=tuple(KINDS), only=None, precision="fp32", checkpoint_every=250, log_every=10, evaluate_every=0):
     """The `RunConfig`s behind Figures 2 to 7, asymmetric models first, for one preset section.
 
-    `sets`: name -> `data`, `slots`, `seeds`, and the sizes of the component code for `asymmetric` and `symmetric` models,
-    see `choose_sets`; `mask`, `asymmetric` and `symmetric`: settings of the networks."""
+    `sets`: name -> `data`, `slots`, `seeds`, and the sizes of the code for `asymmetric` and `symmetric` models, see
+    `choose_sets`; `mask`, `asymmetric` and `symmetric`: settings of the networks."""
     configs, networks = [], {"asymmetric": asymmetric, "symmetric": symmetric}
     for name, data, chosen in choose_sets(sets, size, ("slots", "seeds", *KINDS), only):
         for component in components:

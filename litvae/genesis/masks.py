@@ -8,6 +8,7 @@ __all__ = ['Codes', 'diagonal_normal', 'prior_normal', 'MaskPosterior', 'MaskPri
 # %% ../../nbs/genesis/04_masks.ipynb #imports
 from dataclasses import dataclass
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Distribution, Independent, Normal
 from ..core.distributions import monte_carlo_kl, posterior_normal
@@ -39,6 +40,24 @@ def prior_normal(raw, bounded=True):
     mean, spread = raw.to(torch.promote_types(raw.dtype, torch.float32)).chunk(2, dim=-1)
     return diagonal_normal(mean.tanh() if bounded else mean, torch.sigmoid(spread + 4) + 1e-4)
 
+# %% ../../nbs/genesis/04_masks.ipynb #conditioned-cell
+class _ConditionedLSTMCell(nn.LSTMCell):
+    "An LSTM cell over features and a code side by side, for features that stay while the codes change."
+    def condition(self, features):
+        "What `features` (B, F) add to all gates, with the weights of the rest, both computed once; and zero states."
+        fixed, changing = self.weight_ih.split([features.shape[1], self.input_size - features.shape[1]], dim=1)
+        gates = F.linear(features, fixed, self.bias_ih + self.bias_hh)
+        zeros = features.new_zeros(len(features), self.hidden_size)
+        return (gates, torch.cat([changing, self.weight_hh], dim=1).T), (zeros, zeros)
+
+    def forward(self, z, state, condition):
+        (gates, weight), (h, c), size = condition, state, self.hidden_size
+        gates = torch.addmm(gates, torch.cat([z.to(h.dtype), h], dim=1), weight)
+        shares, new, out = gates.split([2 * size, size, size], dim=1)                 # PyTorch's order: i, f, g, o
+        take, keep = shares.sigmoid().chunk(2, dim=1)
+        c = keep * c + take * new.tanh()
+        return out.sigmoid() * c.tanh(), c
+
 # %% ../../nbs/genesis/04_masks.ipynb #mask-posterior
 class MaskPosterior(nn.Module):
     """Features (B, F) -> posterior and codes of `slots` masks, drawn one after the other.
@@ -47,19 +66,20 @@ class MaskPosterior(nn.Module):
     def __init__(self, features, latent):
         super().__init__()
         self.first_mean, self.first_spread = nn.Linear(features, latent), nn.Linear(features, latent)
-        self.cell = nn.LSTMCell(features + latent, 2 * latent)
+        self.cell = _ConditionedLSTMCell(features + latent, 2 * latent)
         self.head = nn.Linear(2 * latent, 2 * latent)
 
     def forward(self, features, slots, sample=True):
-        raw, state, z = torch.cat([self.first_mean(features), self.first_spread(features)], dim=-1), None, []
-        means, stds = [], []
+        raw = torch.cat([self.first_mean(features), self.first_spread(features)], dim=-1)
+        condition, state = self.cell.condition(features)
+        means, stds, z = [], [], []
         for k in range(slots):
             if k:
-                state = self.cell(torch.cat([features, z[-1].to(features.dtype)], dim=-1), state)
+                state = self.cell(z[-1], state, condition)
                 raw = self.head(state[0])
-            step = posterior_normal(raw)
-            z.append(step.rsample() if sample else step.mean)
-            means.append(step.mean), stds.append(step.stddev)
+            step = posterior_normal(raw).base_dist
+            z.append(step.rsample() if sample else step.loc)
+            means.append(step.loc), stds.append(step.scale)
         means, stds, z = (torch.stack(steps, dim=1) for steps in (means, stds, z))
         return diagonal_normal(means, stds), z
 
@@ -73,18 +93,22 @@ class MaskPrior(nn.Module):
         self.rnn, self.head = nn.LSTM(latent, hidden, batch_first=True), nn.Linear(hidden, 2 * latent)
 
     def forward(self, z):
-        later = prior_normal(self.head(self.rnn(z[:, :-1])[0]))
+        later = prior_normal(self.head(self._recur(z[:, :-1])[0])).base_dist
         first = torch.zeros_like(z[:, :1])
-        mean = torch.cat([first, later.mean], dim=1)
-        std = torch.cat([torch.ones_like(first), later.stddev], dim=1)
-        return diagonal_normal(mean, std)
+        return diagonal_normal(torch.cat([first, later.loc], dim=1),
+                               torch.cat([torch.ones_like(first), later.scale], dim=1))
+
+    def _recur(self, z, state=None):
+        "The LSTM in its own precision, also under autocast: not every CPU has one in bfloat16."
+        kind = z.device.type if torch.amp.is_autocast_available(z.device.type) else "cpu"
+        with torch.autocast(kind, enabled=False): return self.rnn(z.to(self.rnn.weight_hh_l0.dtype), state)
 
     def sample(self, n, slots, bounded=True):
         "Codes (n, slots, latent) drawn slot by slot; `bounded=False` leaves out the tanh, as the released code does."
         weight, state = self.head.weight, None
         z = [torch.randn(n, self.rnn.input_size, device=weight.device, dtype=weight.dtype)]
         for _ in range(slots - 1):
-            out, state = self.rnn(z[-1][:, None], state)
+            out, state = self._recur(z[-1][:, None], state)
             z.append(prior_normal(self.head(out[:, 0]), bounded).sample())
         return torch.stack(z, dim=1)
 

@@ -8,7 +8,7 @@ __all__ = ['stick_breaking', 'mixture_nll']
 # %% ../../nbs/genesis/03_mixture.ipynb #imports
 import torch
 import torch.nn.functional as F
-from ..core.distributions import mixture_error_floor
+from ..core.distributions import gaussian_nll, mixture_error_floor
 from ..core.files import LitvaeError
 
 # %% ../../nbs/genesis/03_mixture.ipynb #stick
@@ -37,6 +37,8 @@ def mixture_nll(x, means, log_masks, std=0.7, joint=False):
                           f"{tuple(x.shape)}, {tuple(means.shape)} and {tuple(log_masks.shape)}")
     floor = mixture_error_floor(std)
     x, means, log_masks = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (x, means, log_masks))
-    exponents = (x[:, None] - means).square() * (-0.5 / std ** 2)
-    if joint: exponents = exponents.sum(2, keepdim=True)
-    return floor * (c * h * w) - (exponents + log_masks).logsumexp(1).flatten(1).sum(1)
+    if k == 1: return gaussian_nll(x, means[:, 0], std) - (1 if joint else c) * log_masks.flatten(1).sum(1)
+    squares = (x[:, None] - means).square()
+    if joint: squares = squares.sum(2, keepdim=True)
+    scores = torch.add(log_masks, squares, alpha=-0.5 / std ** 2)
+    return floor * (c * h * w) - scores.logsumexp(1).flatten(1).sum(1)

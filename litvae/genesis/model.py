@@ -115,8 +115,8 @@ class Genesis(SceneModel):
     def forward(self, x, slots=None, sample=True):
         """The `Decomposition` of images (B, 3, H, W), codes drawn from their posteriors (or their means if `sample` is
         false); `slots` need not be those of the training, unless these were one."""
-        slots, log_masks, codes = self._check_slots(slots), torch.zeros_like(x[:, None, :1]), None
-        if self.masks: log_masks, codes = self.masks(x, slots, sample)
+        slots = self._check_slots(slots)
+        log_masks, codes = self.masks(x, slots, sample) if self.masks else (torch.zeros_like(x[:, None, :1]), None)
         posterior = self.component.posterior(x.repeat_interleave(slots, 0), log_masks.flatten(0, 1)).base_dist
         posterior = diagonal_normal(*(t.unflatten(0, (len(x), slots)) for t in (posterior.loc, posterior.scale)))
         return self._paint(log_masks, codes, posterior.rsample() if sample else posterior.mean, posterior)

@@ -31,7 +31,8 @@ def scenes_for(run, data, n=300):
 def match_labels(true, labels):
     """Labels (N, H, W) renamed, image by image, to the ids in `true` (N, H, W) with which they share most pixels, one
     label an id, and labels without a partner to ids above those; numpy integers. Negative ids in `true` are ignored."""
-    return np.stack([_match(np.asarray(a, dtype=np.int64), np.asarray(b, dtype=np.int64)) for a, b in zip(true, labels)])
+    true, labels = (np.asarray(ids, dtype=np.int64) for ids in (true, labels))
+    return np.stack([_match(*pair) for pair in zip(true, labels)])
 
 
 def _match(true, labels):
@@ -44,8 +45,9 @@ def _match(true, labels):
 
 # %% ../../nbs/genesis/07_own_images.ipynb #sheet
 def segmentation_sheet(model, data, slots=(None,), count=8):
-    """A figure of the first `count` scenes of a `DataSet`: image, true objects if there are masks, and for each number in
-    `slots` (None: that of the training) segmentation and reconstruction. Raises `LitvaeError` for impossible slots."""
+    """A figure of the first `count` scenes of a `DataSet`: image, true objects if there are masks, and for each number
+    in `slots` (None: that of the training) segmentation and reconstruction. Raises `LitvaeError` for impossible slots.
+    """
     x = data.images(range(min(count, len(data))), device=next(model.parameters()).device)
     true = data.tensor("mask", range(len(x))) if "mask" in data.arrays else None
     labels, tiles = ["image"], [data["image"][:len(x)]]

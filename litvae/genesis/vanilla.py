@@ -77,7 +77,7 @@ def sweep(sets, steps, batch_size, learning_rate, size, channels, objective, sbd
           precision="fp32", checkpoint_every=500, log_every=10):
     """The `RunConfig`s of Tables 1 and 2, SBD-VAEs first, for one preset section.
 
-    `sets`: name -> `data`, `latents`, `seeds`, see `choose_sets`; `sbd` and `dc`: extra model arguments of each kind."""
+    `sets`: name -> `data`, `latents`, `seeds`, see `choose_sets`; `sbd`, `dc`: extra model arguments of each kind."""
     configs = []
     for name, data, chosen in choose_sets(sets, size, ("latents", "seeds"), only):
         for kind, seed, latent in product(kinds, chosen["seeds"], chosen["latents"]):
@@ -87,5 +87,6 @@ def sweep(sets, steps, batch_size, learning_rate, size, channels, objective, sbd
                 paper="reconstruction_bottlenecks", name=f"{name}-{kind}-latent{latent}-seed{seed}",
                 task="litvae.genesis.vanilla.VanillaVAE", data=data, model=model,
                 objective=objective, steps=chosen.get("steps", steps), batch_size=batch_size,
-                learning_rate=learning_rate, seed=seed, precision=precision, checkpoint_every=checkpoint_every, log_every=log_every))
+                learning_rate=learning_rate, seed=seed, precision=precision,
+                checkpoint_every=checkpoint_every, log_every=log_every))
     return configs

@@ -169,9 +169,9 @@ def parser():
     sub.add_argument("--n", type=int, help="number of items")
     sub.add_argument("--size", type=int, help="image size in pixels")
     _segment_arguments(verb(segment, help="segment scenes, or your own pictures, with a trained model",
-                            description="Run a trained model on a data set, or on a folder of your own pictures. Writes "
-                            "segmentation.png (image, true objects, segmentation, reconstruction of the first eight "
-                            "scenes) and scores.json (ARI and MSC, if there are masks)."))
+                            description="Run a trained model on a data set, or on a folder of your own pictures. "
+                            "Writes segmentation.png (image, true objects, segmentation, reconstruction of the "
+                            "first eight scenes) and scores.json (ARI and MSC, if there are masks)."))
     sub = verb(report, help="judge the claims and write REPORT.md",
                description="Judge the claims from what the notebooks recorded; trains and draws nothing.")
     sub.add_argument("--preset", default="small", help="smoke, quick, small or paper")

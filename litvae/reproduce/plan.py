@@ -62,7 +62,7 @@ def load_preset(name, root=None):
 # %% ../../nbs/reproduce/00_plan.ipynb #papers
 @dataclass(frozen=True)
 class Page:
-    "One result of a paper: the template `file`, its `parameters`, and its `runs`: sweep and overrides, or several such."
+    "One result of a paper: the template `file`, its `parameters`, and its `runs`: sweep and overrides, or several."
     paper: str
     id: str
     file: Path

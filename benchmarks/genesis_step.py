@@ -1,0 +1,225 @@
+"""One training step of GENESIS against a plain eager form of it, interleaved on one thread, in CPU seconds.
+
+    python benchmarks/genesis_step.py [--batch 8] [--size 64] [--slots 5] [--rounds 5] [--bf16]
+
+The plain form is written below: a Python loop over the slots, the first layer of the broadcast decoder by its
+definition, every convolution as such, an LSTM cell fed with image and code, Adam tensor by tensor. Both are checked to
+have one loss and one gradient first. The sgemm-bound is the time that the step's FLOPs (convolutions and matrix
+products, a multiply-add is two) would take at the rate of a 1024 x 1024 x 1024 product, measured in between.
+"""
+import argparse, copy, statistics, time
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.distributions import Normal
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from litvae.core.environment import hardware
+from litvae.core.layers import BroadcastConv2d, GatedConv2d
+from litvae.core.objectives import geco_for_images
+from litvae.genesis.model import Genesis
+
+
+# The plain form
+
+def network(layers, x):
+    "The layers one after the other, each by its definition."
+    for layer in layers:
+        if isinstance(layer, BroadcastConv2d): x = layer.naive(x)
+        elif not isinstance(layer, GatedConv2d): x = layer(x)
+        elif isinstance(layer.conv, nn.ConvTranspose2d):
+            conv = layer.conv
+            x = F.conv_transpose2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.output_padding)
+            x = F.glu(layer.norm(x), dim=1)
+        else:
+            x = F.conv2d(x, layer.conv.weight, layer.conv.bias, layer.conv.stride, layer.conv.padding)
+            x = F.glu(layer.norm(x), dim=1)
+    return x
+
+
+def posterior(raw):
+    mean, spread = raw.chunk(2, dim=1)
+    return Normal(mean, F.softplus(spread + 0.5) + 1e-8)
+
+
+def prior(raw):
+    mean, spread = raw.chunk(2, dim=1)
+    return Normal(mean.tanh(), torch.sigmoid(spread + 4) + 1e-4)
+
+
+def recur(lstm, suffix, x, state):
+    "One step of an LSTM from the weights of a module."
+    if state is None: state = [x.new_zeros(len(x), lstm.hidden_size)] * 2
+    weights = [getattr(lstm, name + suffix) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    return torch.lstm_cell(x, state, *weights)
+
+
+def plain_loss(model, x, geco):
+    masks, slots, latent = model.masks, model.slots, model.component.latent
+    features = network(masks.encoder, x)
+    raw = torch.cat([masks.posterior.first_mean(features), masks.posterior.first_spread(features)], dim=1)
+    state = memory = None
+    codes, kl = [], 0
+    for k in range(slots):
+        p = Normal(torch.zeros_like(x[:, 0, 0, :1]), 1)
+        if k:
+            state = recur(masks.posterior.cell, "", torch.cat([features, codes[-1]], dim=1), state)
+            memory = recur(masks.prior.rnn, "_l0", codes[-1], memory)
+            raw, p = masks.posterior.head(state[0]), prior(masks.prior.head(memory[0]))
+        q = posterior(raw)
+        codes.append(q.rsample())
+        kl = kl + (q.log_prob(codes[-1]) - p.log_prob(codes[-1])).sum(1)
+    logits = network(masks.decoder, torch.stack(codes, dim=1).flatten(0, 1)).unflatten(0, (len(x), slots))
+    noise = torch.randn(len(x), slots, latent, dtype=x.dtype)
+    scope, densities = torch.zeros_like(logits[:, 0]), []
+    for k in range(slots):
+        log_mask = scope + F.logsigmoid(logits[:, k]) if k < slots - 1 else scope
+        scope = scope + F.logsigmoid(-logits[:, k])
+        q = posterior(network(model.component.encoder, torch.cat([log_mask, x], dim=1)))
+        z = q.loc + noise[:, k] * q.scale
+        kl = kl + (q.log_prob(z) - prior(nn.Sequential.forward(model.prior, codes[k])).log_prob(z)).sum(1)
+        mean = torch.sigmoid(network(model.component.decoder, z))
+        densities.append(log_mask + Normal(mean, model.std).log_prob(x))
+    err = -torch.stack(densities).logsumexp(0).flatten(1).sum(1)
+    return geco(err.mean(), kl.mean())
+
+
+# Two steps to compare, and what is counted of them
+
+class Step:
+    def __init__(self, model, x, plain):
+        self.model, self.x, self.plain, self.geco = copy.deepcopy(model), x, plain, geco_for_images(model.size)
+        form = dict(foreach=False) if plain else dict(fused=True)
+        self.adam = torch.optim.Adam(self.model.parameters(), 1e-4, **form)
+
+    def loss(self):
+        if self.plain: return plain_loss(self.model, self.x, self.geco)
+        return self.model.loss(self.x, self.geco).total
+
+    def __call__(self, bf16=False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16): loss = self.loss()
+        self.adam.zero_grad()
+        loss.backward()
+        self.adam.step()
+
+
+def check(model, x):
+    "Both forms have one loss and one gradient, in float64 and on one image."
+    found = []
+    for plain in (False, True):
+        step = Step(model.double(), x[:1].double(), plain)
+        torch.manual_seed(0)
+        loss = step.loss()
+        loss.backward()
+        found.append([loss.detach()] + [p.grad for p in step.model.parameters()])
+    worst = max(((a - b).abs().max() / b.abs().max().clamp(min=1)).item() for a, b in zip(*found))
+    assert worst < 1e-10, f"the two forms differ by {worst:.1e}"
+    return worst
+
+
+class Kernels(TorchDispatchMode):
+    "Counts the aten operations that compute: no views, no allocations, no questions about types, no markers."
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        idle = ("aten.empty", "aten.new_empty", "aten._unsafe_view", "aten.promote_types", "profiler.")
+        if not function.is_view and not str(function).startswith(idle): self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def saved_bytes(step):
+    "Bytes that the forward pass keeps for the backward pass, each storage once, parameters left out."
+    own, kept = {p.untyped_storage().data_ptr() for p in step.model.parameters()}, {}
+    def pack(t):
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in own: kept[storage.data_ptr()] = storage.nbytes()
+        return t
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): step.loss()
+    return sum(kept.values())
+
+
+def resident(field):
+    with open("/proc/self/status", encoding="ascii") as f:
+        return next(int(line.split()[1]) * 1024 for line in f if line.startswith(field))
+
+
+def peak_growth(step):
+    "Bytes by which the resident memory of the process grew at most during a step (Linux), None elsewhere."
+    try:
+        with open("/proc/self/clear_refs", "w", encoding="ascii") as f: f.write("5")  # forgets the old peak
+        before = resident("VmRSS")
+        step()
+        return resident("VmHWM") - before
+    except OSError: return None
+
+
+def timed(call):
+    started = time.process_time()
+    call()
+    return time.process_time() - started
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in {"batch": 8, "size": 64, "slots": 5, "rounds": 5}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--bf16", action="store_true", help="measure bfloat16 where the CPU only emulates it, too")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model, x = Genesis("asymmetric", args.slots, size=args.size), torch.rand(args.batch, 3, args.size, args.size)
+    print(f"{hardware()}, torch {torch.__version__}, asymmetric, batch {args.batch}, {args.size}x{args.size}, "
+          f"{args.slots} slots, fp32")
+    print(f"same loss and gradients: largest difference {check(copy.deepcopy(model), x):.1e} in float64")
+    steps = {"ours": Step(model, x, plain=False), "plain": Step(model, x, plain=True)}
+    for step in steps.values(): step()                                                # warm-up
+    memory = {name: (saved_bytes(step), peak_growth(step)) for name, step in steps.items()}
+    flops, kernels = {}, {}
+    for name, step in steps.items():
+        with FlopCounterMode(display=False) as counter: step()
+        with Kernels() as mode: step()
+        flops[name], kernels[name] = counter.get_total_flops(), mode.count
+    a, b, times = torch.randn(1024, 1024), torch.randn(1024, 1024), {"ours": [], "plain": [], "sgemm": []}
+    for _ in range(args.rounds):
+        for name, step in steps.items():
+            times["sgemm"].append(timed(lambda: [a @ b for _ in range(10)]) / 10)
+            times[name].append(timed(step))
+    report(times, flops, kernels, memory)
+    bf16(steps["ours"], args.bf16, args.rounds)
+
+
+def report(times, flops, kernels, memory):
+    product = 2 * 1024 ** 3
+    pick = {"min": min, "median": statistics.median}
+    for name in ("ours", "plain"):
+        cpu = ", ".join(f"{f(times[name]):.2f} ({word})" for word, f in pick.items())
+        size = ", ".join("-" if n is None else f"{n / 2**20:.0f} MiB" for n in memory[name])
+        print(f"{name}: CPU s {cpu}; {flops[name] / 1e9:.1f} GFLOP; {kernels[name]} kernels; "
+              f"saved for backward, growth of memory: {size}")
+    for word, f in pick.items():
+        rate, ours = product / f(times["sgemm"]), f(times["ours"])
+        print(f"{word}: plain / ours {f(times['plain']) / ours:.2f}; sgemm {rate / 1e9:.0f} GFLOP/s, of which the step "
+              f"reaches {flops['ours'] / ours / rate:.0%}; sgemm-bound {flops['ours'] / rate:.2f} s, "
+              f"the step takes {ours * rate / flops['ours']:.2f} times that")
+
+
+def bf16(step, forced, rounds):
+    "The step in bfloat16 where the CPU has instructions for it."
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as f: flags = f.read().split()
+    except OSError: flags = []
+    units = [name for name in ("amx_bf16", "avx512_bf16") if name in flags]
+    print("bfloat16 units:", ", ".join(units) or "none (neither AMX nor AVX-512), PyTorch would emulate them")
+    if not units and not forced: return
+    times = {"fp32": [], "bf16": []}
+    for round in range(rounds + 1):
+        for name in times:
+            spent = timed(lambda: step(bf16=name == "bf16"))
+            if round: times[name].append(spent)
+    for word, f in {"min": min, "median": statistics.median}.items():
+        print(f"{word}: fp32 / bf16 {f(times['fp32']) / f(times['bf16']):.2f}")
+
+
+if __name__ == "__main__": main()
