@@ -50,7 +50,11 @@ def monte_carlo_kl(q, p, z):
         raise LitvaeError(f"q and p need one event shape, got {events[0]} and {events[1]}; wrap them in Independent")
     if tuple(z.shape[-len(events[0]):]) != events[0]:
         raise LitvaeError(f"z has the shape {tuple(z.shape)}, but q is over codes of shape {events[0]}")
-    return q.log_prob(z) - p.log_prob(z)
+    if not all(isinstance(d, Independent) and isinstance(d.base_dist, Normal) for d in (q, p)):
+        return q.log_prob(z) - p.log_prob(z)
+    q, p = q.base_dist, p.base_dist                                 # the same with fewer operations
+    near, far = (z - q.loc) / q.scale, (z - p.loc) / p.scale
+    return ((far.square() - near.square()) / 2 + (p.scale / q.scale).log()).sum(tuple(range(-len(events[0]), 0)))
 
 # %% ../../nbs/core/01_distributions.ipynb #nll
 def gaussian_nll(x, mean, std=0.7):

@@ -22,7 +22,7 @@ class GatedConv2d(nn.Module):
                  output_padding=0):
         super().__init__()
         if transposed:
-            self.conv = nn.ConvTranspose2d(in_channels, 2 * out_channels, kernel_size, stride, padding, output_padding)
+            self.conv = _ConvTranspose2d(in_channels, 2 * out_channels, kernel_size, stride, padding, output_padding)
         else:
             self.conv = _Conv2d(in_channels, 2 * out_channels, kernel_size, stride, padding)
         self.norm = nn.BatchNorm2d(2 * out_channels) if normalise else nn.Identity()
@@ -35,6 +35,14 @@ class _Conv2d(nn.Conv2d):
     def forward(self, x):
         if self.padding != (0, 0) or x.shape[2:] != self.kernel_size: return super().forward(x)
         return F.linear(x.flatten(1), self.weight.flatten(1), self.bias)[:, :, None, None]
+
+
+class _ConvTranspose2d(nn.ConvTranspose2d):
+    "A transposed convolution; from a single pixel, the matrix product that this is."
+    def forward(self, x):
+        if self.padding + self.output_padding != (0,) * 4 or x.shape[2:] != (1, 1): return super().forward(x)
+        grid = (x.flatten(1) @ self.weight.flatten(1)).unflatten(1, self.weight.shape[1:])
+        return grid + self.bias[:, None, None]
 
 # %% ../../nbs/core/02_layers.ipynb #coords
 def coordinate_planes(height, width):

@@ -64,8 +64,8 @@ def _bar(configs, root):
                 desc=f"{len(configs)} runs", disable=not sys.stderr.isatty())
 
 
-def _report(config, root, todo, failures):
-    done, count = len(failures) + sum((run_path(c, root) / "result.json").exists() for c in todo), len(todo)
+def _report(config, root, missing, failures):
+    done, count = len(failures) + sum((run_path(c, root) / "result.json").exists() for c in missing), len(missing)
     result = train_or_load(config, root).result
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in list(result["metrics"].items())[:3])
     print(f"[{done}/{count}] {config.name}: {config.steps} steps in {result['seconds']:.0f} s ({numbers})",
@@ -78,10 +78,10 @@ def train_all(configs, jobs=None, root="runs", progress=True):
 
     Raises `LitvaeError` naming every run that failed, after all others have finished."""
     queue = deque(config for config in configs if not (run_path(config, root) / "result.json").exists())
-    todo, failures, workers = list(queue), {}, []
+    missing, failures, workers = list(queue), {}, []
     try:
-        if todo: workers = [_Worker(root) for _ in range(max(1, min(jobs or os.cpu_count() or 1, len(todo))))]
-        with _bar(todo, root) as bar:
+        if missing: workers = [_Worker(root) for _ in range(max(1, min(jobs or os.cpu_count() or 1, len(missing))))]
+        with _bar(missing, root) as bar:
             while queue or any(worker.config for worker in workers):
                 for worker in workers:
                     if not worker.config and queue: worker.begin(queue.popleft())
@@ -89,9 +89,9 @@ def train_all(configs, jobs=None, root="runs", progress=True):
                     worker = next(w for w in workers if w.pipe is pipe)
                     config, trouble, worker.config = worker.config, worker.outcome(), None
                     if trouble: failures[config.name] = trouble
-                    elif progress and bar.disable: _report(config, root, todo, failures)
+                    elif progress and bar.disable: _report(config, root, missing, failures)
                     if not worker.process.is_alive(): workers[workers.index(worker)] = _Worker(root)
-                bar.update(sum(steps_done(config, root) for config in todo) - bar.n)
+                bar.update(sum(steps_done(config, root) for config in missing) - bar.n)
     finally:
         for worker in workers: worker.process.terminate(), worker.process.join()     # idle, unless we were interrupted
     if failures: raise LitvaeError(_failure_text(failures, len(configs)))

@@ -245,8 +245,8 @@ def _restore(trainer, state):
     "Load `state`, and insist on what `load_state_dict` does not look at; returns the seconds spent."
     trainer.load_state_dict(state)
     if not isinstance(trainer.step, int): raise TypeError("the step is not a number")
-    for p in trainer.task.parameters():
-        if p.requires_grad and trainer.optimiser.state[p]["exp_avg"].shape != p.shape:
+    for p, moments in trainer.optimiser.state.items():
+        if moments["exp_avg"].shape != p.shape:
             raise ValueError("the optimiser's state has other shapes")
     return float(state["seconds"])
 

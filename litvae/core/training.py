@@ -54,6 +54,10 @@ class Task(nn.Module):
     @property
     def device(self): return next(self.model.parameters()).device
 
+    def rows(self, step, batch_size, seed):
+        "The items (batch_size,) of the global batch of step number `step`: epochs in random order."
+        return batch_indices(len(self.train_data), batch_size, seed, step)
+
     def batch(self, indices): return self.train_data.images(indices, device=self.device)
 
     def forward(self, batch): return self.model.loss(batch, self.objective)
@@ -104,7 +108,7 @@ class Trainer:
     def gradient(self, step):
         """Backpropagate the loss of the global batch of `step` (this rank's rows) into the gradients;
         returns the `Loss`."""
-        rows = batch_indices(len(self.task.train_data), self.batch_size, self.seed, step)[self.rank::self.world]
+        rows = self.task.rows(step, self.batch_size, self.seed)[self.rank::self.world]
         seed_noise(self.seed, step, rank=self.rank)
         with precision_context(self.precision, self.task.device.type): loss = self.parallel(self.task.batch(rows))
         self.optimiser.zero_grad(set_to_none=True)
@@ -114,17 +118,18 @@ class Trainer:
     def advance(self, steps=1):
         "Take `steps` steps and return the mean parts (floats); after `NonFiniteLoss` the weights are not to be kept."
         self.task.train()
-        log, bad = [], torch.tensor(-1, device=self.task.device)
+        log, bad = {}, torch.tensor(-1, device=self.task.device)
         for self.step in range(self.step + 1, self.step + steps + 1):
             loss = self.gradient(self.step - 1)
             self.optimiser.step()
             bad = torch.where((bad < 0) & ~torch.isfinite(loss.total.detach()), self.step, bad)
-            log.append(torch.stack([part.double() for part in (loss.total.detach(), *loss.parts.values())]))
+            for name, part in {"loss": loss.total.detach(), **loss.parts}.items():
+                log.setdefault(name, []).append(part.double())
         size = nn.utils.get_total_norm([p.detach() for p in self.task.parameters()], norm_type=float("inf"))
         bad = torch.where((bad < 0) & ~torch.isfinite(size), self.step, bad)      # a finite loss, but a nan gradient
-        means = torch.stack(log).mean(0)
+        means = torch.stack([torch.stack(values).mean() for values in log.values()])
         if self.world > 1: dist.all_reduce(bad, dist.ReduceOp.MAX), dist.all_reduce(means.div_(self.world))
-        means = dict(zip(["loss", *loss.parts], means.tolist()))
+        means = dict(zip(log, means.tolist()))
         if bad.item() >= 0: raise NonFiniteLoss(bad.item(), means)
         return means
     def state_dict(self):

@@ -144,7 +144,8 @@ class ComponentVAE(ImageVAE):
 # %% ../../nbs/genesis/01_component.ipynb #tables
 def _table_row(layer, inputs, output, activation):
     "One row of an architecture table, from a call of `layer`."
-    kind = {nn.ConvTranspose2d: "Deconv", nn.Linear: "FC"}.get(type(layer), "Conv")
+    kinds = {nn.ConvTranspose2d: "Deconv", nn.Linear: "FC", nn.Conv2d: "Conv"}
+    kind = next(name for form, name in kinds.items() if isinstance(layer, form))
     i, o = layer.weight.shape[:2] if kind == "Deconv" else layer.weight.shape[1::-1]
     side = getattr(layer, "coordinates", inputs[0]).shape[-1]
     whole = kind == "FC" or side == 1 or output.shape[-1] == 1

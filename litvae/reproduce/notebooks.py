@@ -35,8 +35,8 @@ def _parameters_cell(path):
     "The one code cell of `path` that is tagged `parameters`."
     tagged = [cell for cell in _cells(path) if "parameters" in _tags(cell)]
     if len(tagged) != 1:
-        todo = "tag the cell that sets its parameters" if not tagged else "keep the tag on one of them"
-        raise LitvaeError(f"{path} has {len(tagged) or 'no'} cells tagged `parameters`, one is needed; {todo}")
+        remedy = "tag the cell that sets its parameters" if not tagged else "keep the tag on one of them"
+        raise LitvaeError(f"{path} has {len(tagged) or 'no'} cells tagged `parameters`, one is needed; {remedy}")
     if tagged[0]["cell_type"] != "code":
         raise LitvaeError(f"{path}: the cell tagged `parameters` is not a code cell; tag the one that sets them")
     return tagged[0]

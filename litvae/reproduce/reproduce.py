@@ -64,15 +64,15 @@ def reproduce(preset, papers, only=None, jobs=None, runs="runs", out=None, dry=F
 
     Raises `LitvaeError` if runs or pages failed, after everything else is done."""
     pages = page_jobs(preset, papers, only, runs, out)
-    todo = [page for page in pages if not page.current()]
+    stale = [page for page in pages if not page.current()]
     configs = list({config.run_id: config for page in pages for config in page.configs}.values())
     missing = [config for config in configs if steps_done(config, pages[0].runs) < config.steps]
     print(f"preset {preset.name}: {len(missing)} of {len(configs)} runs to train, "
-          f"{len(todo)} of {len(pages)} pages to draw", flush=True)
-    if dry: return _explain(missing, todo, pages[0].runs)
+          f"{len(stale)} of {len(pages)} pages to draw", flush=True)
+    if dry: return _explain(missing, stale, pages[0].runs)
     for data in _unique([config.data for config in missing]):
         print(f"data: {load(**data).describe()}", flush=True)
-    failures = _train_and_draw(missing, todo, jobs, pages[0].runs)
+    failures = _train_and_draw(missing, stale, jobs, pages[0].runs)
     report = write_report(pages[0].out, project_root() / "reproduce", preset.name)
     _where_to_look(pages, report)
     if failures: raise LitvaeError("\n".join(failures))
@@ -82,17 +82,17 @@ def reproduce(preset, papers, only=None, jobs=None, runs="runs", out=None, dry=F
 def _unique(dicts): return [data for i, data in enumerate(dicts) if data not in dicts[:i]]
 
 
-def _explain(missing, todo, runs):
+def _explain(missing, stale, runs):
     for config in missing: print(f"  train {config.name}: {steps_done(config, runs)} of {config.steps} steps are done")
-    for page in todo:
+    for page in stale:
         changed = "not drawn yet, or its template, package, runs or files have changed"
         reason = changed if page.ready() else "waits for its runs"
         print(f"  draw {page.page.paper}/{page.page.id}: " + reason)
 
 # %% ../../nbs/reproduce/03_reproduce.ipynb #train-and-draw
-def _train_and_draw(missing, todo, jobs, runs):
+def _train_and_draw(missing, stale, jobs, runs):
     "Train in the pool, draw each page as soon as its runs are there; returns the failures as texts."
-    failures, waiting = [], list(todo)
+    failures, waiting = [], list(stale)
     with ThreadPoolExecutor(1) as thread:
         training = thread.submit(train_all, missing, jobs, runs)
         while waiting:
