@@ -7,19 +7,20 @@ definition, every convolution as such, an LSTM cell fed with image and code, Ada
 have one loss and one gradient first. The sgemm-bound is the time that the step's FLOPs (convolutions and matrix
 products, a multiply-add is two) would take at the rate of a 1024 x 1024 x 1024 product, measured in between.
 """
-import argparse, copy, statistics, time
+import argparse, copy, statistics
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Normal
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from litvae.core.environment import hardware
 from litvae.core.layers import BroadcastConv2d, GatedConv2d
 from litvae.core.objectives import geco_for_images
 from litvae.genesis.model import Genesis
+
+from measuring import Kernels, peak_growth, saved_bytes, timed
 
 
 # The plain form
@@ -117,48 +118,6 @@ def check(model, x):
     worst = max(((a - b).abs().max() / b.abs().max().clamp(min=1)).item() for a, b in zip(*found))
     assert worst < 1e-10, f"the two forms differ by {worst:.1e}"
     return worst
-
-
-class Kernels(TorchDispatchMode):
-    "Counts the aten operations that compute: no views, no allocations, no questions about types, no markers."
-    count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        idle = ("aten.empty", "aten.new_empty", "aten._unsafe_view", "aten.promote_types", "profiler.")
-        if not function.is_view and not str(function).startswith(idle): self.count += 1
-        return function(*args, **(kwargs or {}))
-
-
-def saved_bytes(step):
-    "Bytes that the forward pass keeps for the backward pass, each storage once, parameters left out."
-    own, kept = {p.untyped_storage().data_ptr() for p in step.model.parameters()}, {}
-    def pack(t):
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in own: kept[storage.data_ptr()] = storage.nbytes()
-        return t
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): step.loss()
-    return sum(kept.values())
-
-
-def resident(field):
-    with open("/proc/self/status", encoding="ascii") as f:
-        return next(int(line.split()[1]) * 1024 for line in f if line.startswith(field))
-
-
-def peak_growth(step):
-    "Bytes by which the resident memory of the process grew at most during a step (Linux), None elsewhere."
-    try:
-        with open("/proc/self/clear_refs", "w", encoding="ascii") as f: f.write("5")  # forgets the old peak
-        before = resident("VmRSS")
-        step()
-        return resident("VmHWM") - before
-    except OSError: return None
-
-
-def timed(call):
-    started = time.process_time()
-    call()
-    return time.process_time() - started
 
 
 def main():

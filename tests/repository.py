@@ -165,7 +165,8 @@ CHAPTERS_MAY_IMPORT = {}  # chapter: the other chapters that it builds on, where
 
 # What only the named rooms may import, and only inside functions: users of the models do not have these installed.
 LAZY = {"papermill": {"reproduce"}, "nbclient": {"reproduce"}, "nbformat": {"reproduce"}, "snakemake": {"reproduce"},
-        "jupyter_client": {"reproduce"}, "IPython": {"core", "reproduce"}}
+        "jupyter_client": {"reproduce"}, "IPython": {"core", "reproduce"}, "sklearn": {"core"}, "gpytorch": {"core"},
+        "mlxtend": {"data"}}
 REQUIRED = {"torch", "torchvision", "numpy", "scipy", "pandas", "matplotlib", "seaborn", "PIL", "yaml", "safetensors",
             "filelock", "tqdm"}
 

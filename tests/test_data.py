@@ -104,7 +104,7 @@ def heart(u, v):
 
 def test_bad_arguments(tmp_path):
     for wanted, arguments in {
-        "unknown data set 'dsprites'; known are multi_dsprites": dict(name="dsprites"),
+        "unknown data set 'dsprites'; known are .*multi_dsprites": dict(name="dsprites"),
         "unknown split 'val'": dict(split="val"),
         "unknown source 'fake'": dict(source="fake"),
         "no option 'colour'; it has size, unique_colours, max_sprites": dict(colour=1),

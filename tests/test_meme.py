@@ -21,19 +21,20 @@ def line(slope_in, std_in, slope_out, std_out):
     encoder, decoder = nn.Linear(1, 2).double(), nn.Linear(1, 1, bias=False).double()
     spread = math.log(math.expm1(std_in - 1e-3))                        # the inverse of softplus + floor
     with torch.no_grad():
-        encoder.weight.copy_(torch.tensor([[slope_in], [0.0]], dtype=torch.float64)), encoder.bias.copy_(torch.tensor([0.0, spread], dtype=torch.float64))
+        encoder.weight.copy_(torch.tensor([[slope_in], [0.0]], dtype=torch.float64))
+        encoder.bias.copy_(torch.tensor([0.0, spread], dtype=torch.float64))
         decoder.weight.fill_(slope_out)
     return Modality(encoder, decoder, "gaussian", scale=std_out)
 
 
 def integrated_bound(model, s, t, nodes=120):
     "Equation (1) with both integrals by Gauss-Hermite quadrature over q(z|s), (1,)."
-    q, prior = (model.encode(name, torch.tensor([[value]], dtype=torch.float64)) for name, value in (("s", s), ("t", t)))
+    given = {"s": torch.tensor([[s]], dtype=torch.float64), "t": torch.tensor([[t]], dtype=torch.float64)}
+    q, prior = (model.encode(name, value) for name, value in given.items())
     x, w = np.polynomial.hermite_e.hermegauss(nodes)
     z = q.base_dist.loc + q.base_dist.scale * torch.from_numpy(x)[:, None, None]          # (nodes, 1, 1)
     log_w = torch.from_numpy(w / math.sqrt(2 * math.pi)).log()[:, None]
-    log_s, log_t = (model.modalities[name].log_likelihood(torch.tensor([[value]], dtype=torch.float64), z)
-                    for name, value in (("s", s), ("t", t)))
+    log_s, log_t = (model.modalities[name].log_likelihood(value, z) for name, value in given.items())
     target = (log_t + log_w).logsumexp(0)
     inside = log_s + prior.log_prob(z) - q.log_prob(z) - log_t
     return ((log_w + log_t - target).exp() * inside).sum(0) + target, inside
@@ -43,7 +44,8 @@ def evidence(model, s, t):
     prior = model.encode("t", torch.tensor([[t]], dtype=torch.float64)).base_dist
     part = model.modalities["s"]
     slope, std = part.decoder.weight, part.options["scale"]
-    return Normal(slope * prior.loc, (slope ** 2 * prior.scale ** 2 + std ** 2).sqrt()).log_prob(torch.tensor(s)).view(1)
+    spread = (slope ** 2 * prior.scale ** 2 + std ** 2).sqrt()
+    return Normal(slope * prior.loc, spread).log_prob(torch.tensor(s)).view(1)
 
 
 @torch.no_grad()

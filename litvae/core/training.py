@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .files import LitvaeError, fingerprint
 
 # %% ../../nbs/core/05_training.ipynb #batches
-@lru_cache(maxsize=2)      # the steps of an epoch ask for it one after the other
+@lru_cache(maxsize=8)      # the steps of an epoch ask for it one after the other
 def epoch_permutation(count, seed, epoch):
     "The order (count,) in which epoch number `epoch` visits the data, int64."
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
@@ -129,9 +129,8 @@ class Trainer:
         bad = torch.where((bad < 0) & ~torch.isfinite(size), self.step, bad)      # a finite loss, but a nan gradient
         means = torch.stack([torch.stack(values).mean() for values in log.values()])
         if self.world > 1: dist.all_reduce(bad, dist.ReduceOp.MAX), dist.all_reduce(means.div_(self.world))
-        means = dict(zip(log, means.tolist()))
-        if bad.item() >= 0: raise NonFiniteLoss(bad.item(), means)
-        return means
+        if bad.item() >= 0: raise NonFiniteLoss(bad.item(), dict(zip(log, means.tolist())))
+        return dict(zip(log, means.tolist()))
     def state_dict(self):
         return {"task": self.task.state_dict(), "optimiser": self.optimiser.state_dict(), "step": self.step}
     def load_state_dict(self, state):

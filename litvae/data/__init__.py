@@ -7,7 +7,7 @@ __all__ = ['DataSet', 'catalogue', 'data_root', 'load', 'register', 'resolve']
 
 # %% ../../nbs/data/00_overview.ipynb #imports
 from .sources import DataSet, catalogue, data_root, load, register, resolve
-from . import folder, multi_dsprites, objects_room, shapestacks, tfrecord
+from . import digits, folder, multi_dsprites, objects_room, pairs, shapestacks, street_digits, tfrecord
 
 # %% ../../nbs/data/00_overview.ipynb #all
 _all_ = ["DataSet", "catalogue", "data_root", "load", "register", "resolve"]

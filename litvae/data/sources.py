@@ -51,7 +51,8 @@ class DataSet:
 
     def describe(self):
         "One line for captions and reports: name, source, split, number and size."
-        kind, (h, w) = {"real": "real", "standin": "stand-in"}[self.source], self["image"].shape[1:3]
+        kind = "sample" if self.meta.get("sample") else {"real": "real", "standin": "stand-in"}[self.source]
+        h, w = self["image"].shape[1:3]
         return f"{self.name} ({kind}), {self.split}, {len(self)} scenes of {h}x{w}"
 
 # %% ../../nbs/data/01_sources.ipynb #root
@@ -259,17 +260,20 @@ class _Entry:
     doc: str
     split: str
     own: bool
+    sampled: bool
 
 
 _REGISTRY = {}
 
 
 def register(name, real=None, files=None, standin=None, standin_name=None, version=1, counts=None, doc="",
-             split="train", own=False):
+             split="train", own=False, sample=None):
     "Make a data set known to `load` as `name`; `doc` says how to get its real files. The last call for a name wins."
-    _REGISTRY[name] = _Entry(name, real, files or {}, standin, standin_name, version, counts or {}, doc, split, own)
+    if standin and sample: raise LitvaeError(f"{name}: give standin or sample, not both")
+    _REGISTRY[name] = _Entry(name, real, files or {}, standin or sample, standin_name, version, counts or {}, doc,
+                             split, own, sample is not None)
 
-
+# %% ../../nbs/data/01_sources.ipynb #catalogue
 def _entries(): return sorted(_REGISTRY.values(), key=lambda entry: (entry.own, entry.name))
 
 
@@ -323,8 +327,9 @@ def _missing(entry, folder):
 def _announce(entry, chosen):
     if (entry.name, chosen) in _ANNOUNCED: return
     _ANNOUNCED.add((entry.name, chosen))
+    how = "a sample of the real data" if entry.sampled else "generated"
     print(f"data: {entry.name}, from the real files under the data root" if chosen == "real" else
-          f"data: {entry.standin_name}, generated, in place of {entry.name} (no real files under the data root)")
+          f"data: {entry.standin_name}, {how}, in place of {entry.name} (no real files under the data root)")
 
 
 def resolve(name, source="auto", root=None, path=None):
@@ -359,9 +364,11 @@ def _real(entry, folder, split, options):
 
 
 def _standin(entry, split, options, seed):
-    "The recipe of a generated split and the key that names its result."
+    "The recipe of a generated or sampled split and the key that names its result."
     key = {"source": "standin", "version": entry.version, "options": options, "split": split,
-           "name": entry.standin_name, "seed": seed}
+           "name": entry.standin_name}
+    if entry.sampled: return (recipe := entry.standin(split, **options)), key | {"sample": True, **recipe.state}
+    key["seed"] = seed
     make = lambda shard: entry.standin(shard_rng(key, shard), SHARD, **options)
     return Recipe(lambda start: map(make, count(start))), key
 
@@ -370,7 +377,7 @@ def load(name, split=None, source="auto", n=None, seed=0, root=None, path=None, 
     """The first `n` items of a split as a `DataSet` (default: all; of a stand-in as many as the paper's set has).
 
     split: "train", "validation" or "test"; default: "train", of a reader's own folder "test". source: "real" (never
-    falls back), "standin" or "auto", see `resolve`. seed: of a stand-in; real data have none. root: see `data_root`.
+    falls back), "standin" or "auto", see `resolve`. seed: of a generated stand-in alone. root: see `data_root`.
     path: the folder of the real files if it is not `<root>/<name>`. options: those of the data set, such as `size`.
     What is made stays under the root, so that the next call only opens it. Raises `LitvaeError` (unknown name, split
     or option; missing files; the disk refuses) and `CorruptFileError` (a damaged file)."""
@@ -383,7 +390,7 @@ def load(name, split=None, source="auto", n=None, seed=0, root=None, path=None, 
     if chosen == "real": recipe, key = _real(entry, _folder(entry, root, path), split, options)
     else:
         recipe, key = _standin(entry, split, options, seed)
-        n, shelf = n or entry.counts[split], entry.standin_name
+        n, shelf = n or recipe.count or entry.counts[split], entry.standin_name
     place = fingerprint({k: v for k, v in key.items() if k != "split"} | {"layout": _LAYOUT})
     arrays, meta = stored(data_root(root) / shelf / place / split, key, recipe, n)
     if n and n > meta["count"]: raise LitvaeError(f"{key['name']}, {split} has {meta['count']} items; n is {n}")
