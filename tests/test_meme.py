@@ -119,7 +119,7 @@ def test_batch_norm_in_a_decoder_sees_all_samples_at_once():
     assert seen == [20]
     caption.eval()
     seen.clear(), class_likelihoods({"caption": caption}, {"caption": words}, torch.randn(4, 5, 4))
-    assert seen[0] == 10
+    assert len(seen) > 1                                                 # without it some codes are tried first
 
 
 def test_with_weight_one_the_classifier_learns_nothing_on_average():

@@ -6,7 +6,7 @@
 __all__ = ['steps_done', 'train_all']
 
 # %% ../../nbs/core/07_pool.ipynb #imports
-import multiprocessing, os, re, signal, sys
+import multiprocessing, os, re, signal, sys, threading
 from collections import deque
 from contextlib import suppress
 from multiprocessing import connection
@@ -48,8 +48,15 @@ class _Worker:
             return "a worker process was killed (out of memory?)"
 
 
+def _follow_parent():
+    "A killed parent cannot say goodbye: without it nobody would wait for what is trained here."
+    connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
 def _serve(pipe, root):
     signal.signal(signal.SIGINT, signal.SIG_IGN)                   # Ctrl-C is the parent's business
+    threading.Thread(target=_follow_parent, daemon=True).start()
     torch.set_num_threads(1)
     with suppress(EOFError):                                       # the parent is gone
         while True:
