@@ -98,9 +98,9 @@ def test_one_example_and_tiny_likelihoods_are_finite(kl):
     assert loss.isfinite() and all(p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("samples", [1, 10])
+@pytest.mark.parametrize("samples", [1, 10, 30])
 def test_decoding_few_samples_again_changes_no_gradient(samples):
-    part, x = parts(scale=0.05)["street"].double(), {"street": batch()["street"].double()}
+    part, x = parts(scale=0.05 if samples < 30 else 100.0)["street"].double(), {"street": batch()["street"].double()}
     z = torch.randn(samples + 1, 5, 6, dtype=torch.float64, requires_grad=True)
     results = []
     for tolerance in (2 ** -30, 0):
@@ -108,6 +108,24 @@ def test_decoding_few_samples_again_changes_no_gradient(samples):
         value = class_likelihoods({"street": part}, x, z, tolerance).logsumexp(0).sum()
         results.append((value, *torch.autograd.grad(value, [z, *part.decoder.parameters()])))
     for few, all_ in zip(*results): torch.testing.assert_close(few, all_, rtol=1e-6, atol=1e-8)
+
+
+def saved_bytes(function):
+    "Bytes that a forward pass keeps for the backward pass, each storage once."
+    kept = {}
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor): function()
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1e2])                          # one sample counts, or all do
+def test_many_samples_need_little_more_memory_than_one(scale):
+    part, x = parts(scale=scale)["street"], {"street": batch(32)["street"]}
+    z = torch.randn(31, 32, 6, requires_grad=True)
+    one = saved_bytes(lambda: part.log_likelihood(x["street"], z[:1]).sum())
+    assert saved_bytes(lambda: class_likelihoods({"street": part}, x, z).sum()) < 1.5 * one
 
 
 def test_batch_norm_in_a_decoder_sees_all_samples_at_once():

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.distributions import kl_divergence
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 from ..core.distributions import monte_carlo_kl, product_of_experts
 from ..core.files import LitvaeError
 from ..core.objectives import Loss
@@ -51,20 +52,23 @@ def class_likelihoods(modalities, batch, z, tolerance=2 ** -30):
 
     Gradients flow through z_0 and through samples that hold more than `tolerance` of the average over k; others do
     not contribute in float32. `tolerance=0` keeps every sample."""
-    def score(z, x=batch): return sum(part.log_likelihood(x[name], z) for name, part in modalities.items())
-    def rows(b): return {name: batch[name][b] for name in modalities}
+    def score(z, rows=slice(None)):
+        return sum(part.log_likelihood(batch[name][rows], z) for name, part in modalities.items())
     mixing = any(isinstance(layer, _BatchNorm) and layer.training
                  for part in modalities.values() for layer in part.decoder.modules())
     if mixing or not tolerance or len(z) == 1: return score(z)
     with torch.no_grad():
         some = slice(0, 1 + z.shape[1] // 16)                      # a few examples tell whether choosing is worth it
-        few = (score(z[:, some], rows(some)).softmax(0) > tolerance).float().mean() < 0.4
-        if few: log_t = torch.cat([score(part) for part in z.split(2)])
-    if not few: return score(z)
-    kept = log_t.softmax(0) > tolerance
+        few = (score(z[:, some], some).softmax(0) > tolerance).float().mean() < 0.4
+        log_t = torch.cat([score(part) for part in z.split(2)]) if few else z.new_zeros(z.shape[:2])
+    if not few and len(z) <= 16: return score(z)
+    kept = log_t.softmax(0) > (tolerance if few else -1)
     kept[0] = True
     k, b = kept.nonzero(as_tuple=True)
-    return log_t.index_put((k, b), score(z[k, b], rows(b)))
+    if len(b) <= 16 * z.shape[1]: return log_t.index_put((k, b), score(z[k, b], b))
+    pieces = zip(z[k, b].split(2 * z.shape[1]), b.split(2 * z.shape[1]))
+    scores = [checkpoint(score, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
+    return log_t.index_put((k, b), torch.cat(scores))
 
 # %% ../../nbs/meme/03_meme.ipynb #directions
 class MutualSupervision(MultimodalVAE):

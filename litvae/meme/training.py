@@ -92,23 +92,25 @@ def evaluate_digits(model, train, test, judges, probe=5000, chunk=500):
 
 # %% ../../nbs/meme/07_training.ipynb #task
 class DigitPairs(Task):
-    """A multimodal model trained on pairs of digits; evaluates what `evaluate_digits` does on `config.data["judged"]`.
+    """A multimodal model trained on pairs of digits; evaluates what `evaluate_digits` does on the split `judged`.
 
+    `config.data`: arguments of `load_digit_pairs`, `fraction` and `scheme` of `PartialData`, `judged`, `judge_epochs`.
     `config.model`: `kind`, `latent`, `networks` (for `digit_modalities`), `options` of the model, and `pseudo`, the
     number of pseudo-samples. `config.objective`: `partial_steps`, and `snr` (repeats, 0: none) for `gradient_noise`."""
     def __init__(self, config):
-        data = {"source": "auto", "rounds": 1, "level": "plain", "judged": "test", "n": None} | config.data
+        data = {"source": "auto", "rounds": 1, "level": "plain", "judged": "test", "judge_epochs": 10} | config.data
         settings, schedule = dict(config.model), {"partial_steps": 0, "snr": 0} | config.objective
-        fraction, scheme, judged = data.pop("fraction", 1.0), data.pop("scheme", "paired"), data.pop("judged")
+        fraction, scheme = data.pop("fraction", 1.0), data.pop("scheme", "paired")
+        judged, epochs = data.pop("judged"), data.pop("judge_epochs")
         text = settings.get("networks", {}).get("text", False)
         paired = load_digit_pairs("train", **data, text=text)
-        test = load_digit_pairs(judged, **data | {"n": None, "rounds": 2}, text=text)
+        test = load_digit_pairs(judged, **data | {"rounds": 2}, text=text)
         pseudo, networks = settings.pop("pseudo", 0), settings.pop("networks", {})
         options = settings.pop("options", {})
         if pseudo: options = options | {"pseudo": paired.batch(np.arange(pseudo))}
         model = build_model(modalities=digit_modalities(settings["latent"], **networks), **settings, **options)
         super().__init__(model, nn.Module(), PartialData(paired, fraction, scheme, config.seed), test)
-        self.schedule, self.judges = schedule, digit_judges(data["source"], data["level"])
+        self.schedule, self.judges = schedule, digit_judges(data["source"], data["level"], epochs=epochs)
 
     def rows(self, step, batch_size, seed):
         return self.train_data.rows(step, batch_size, seed, self.schedule["partial_steps"])
