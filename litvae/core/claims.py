@@ -182,7 +182,7 @@ def _measured(claim, observation):
     if not isinstance(series, dict) or not series: _reject(claim, "values must be {condition: {seed: value}}")
     printed = list(claim.paper)  # JSON sorts its keys: restore the paper's order of conditions
     order = {c: printed.index(str(c)) if str(c) in printed else len(printed) + i for i, c in enumerate(series)}
-    conditions = series if claim.kind == "trend" else sorted(series, key=order.get)
+    conditions = series if claim.kind in ("trend", "ordering") else sorted(series, key=order.get)
     series = {c: _seeds(claim, c, series[c]) for c in conditions}
     present = [v for values in series.values() for v in values.values() if v is not None]
     if "budget" in observation and not all(0 <= v <= observation["budget"] for v in present):

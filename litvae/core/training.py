@@ -51,6 +51,10 @@ class Task(nn.Module):
         self.model, self.objective = model, objective
         self.train_data, self.validation_data = train, validation
 
+    @classmethod
+    def prepare(cls, config):
+        "Make the data of `config` before trainings ask for them side by side; one line that describes them, or None."
+
     @property
     def device(self): return next(self.model.parameters()).device
 

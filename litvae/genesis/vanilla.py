@@ -36,6 +36,9 @@ class GecoTask(Task):
         super().__init__(model, geco_for_images(model.size, goal, **settings), train, validation)
         self.values_per_image = 3 * model.size ** 2
 
+    @classmethod
+    def prepare(cls, config): return load(**config.data).describe()
+
     def report(self):
         geco = self.objective
         return {"error_ema": geco.err_ema.item() / self.values_per_image,

@@ -46,8 +46,8 @@ def until_end(ids):
 def translate(model, data, source, rows=None, chunk=500):
     """The other side of the items `rows` (default: all) of `BirdPairs`, generated from their `source`, on the CPU.
 
-    "feature" gives word numbers (N, 32), "caption" features (N, F), each from one sampled code. Raises `LitvaeError`
-    for another `source`."""
+    "feature" gives word numbers (N, 32), drawn word by word: the likeliest word of each place is nearly always a small
+    one. "caption" gives features (N, F). Both from one sampled code. Raises `LitvaeError` for another `source`."""
     others = {"feature": "caption", "caption": "feature"}
     if source not in others: raise LitvaeError(f"unknown source {source!r}; known are feature and caption")
     device, found = next(model.parameters()).device, []
@@ -55,7 +55,8 @@ def translate(model, data, source, rows=None, chunk=500):
     for start in range(0, len(rows), chunk):
         x = data.batch(rows[start:start + chunk], device)[source]
         decoded = model.cross_generate(source, others[source], x)
-        found.append((until_end(decoded.argmax(-1)) if source == "feature" else decoded).cpu())
+        words = torch.distributions.Categorical(logits=decoded).sample() if source == "feature" else None
+        found.append((decoded if words is None else until_end(words)).cpu())
     return torch.cat(found)
 
 # %% ../../nbs/meme/08_birds.ipynb #judge
@@ -140,6 +141,12 @@ class CaptionedBirds(Task):
         if pseudo: options = options | {"pseudo": pseudo_birds(parts, partial, pseudo)}
         super().__init__(build_model(modalities=parts, **settings, **options), nn.Module(), partial, test)
         self.schedule = {"partial_steps": 0} | config.objective
+
+    @classmethod
+    def prepare(cls, config):
+        data = {key: value for key, value in config.data.items() if key in ("source", "n", "seed", "weights")}
+        if data.get("weights"): data["weights"] = data_root() / data["weights"]
+        return load_bird_pairs("train", **data).describe()
 
     rows, batch, forward = DigitPairs.rows, DigitPairs.batch, DigitPairs.forward
 

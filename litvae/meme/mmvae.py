@@ -65,7 +65,7 @@ def log_weights(model, batch, means, scales, z):
     """log w (M, K, B) in nats of codes z (M, K, B, L) of the experts `means` and `scales` (M, B, L).
 
     The gradient is the one that `model.gradient` names. With `model.prune` the graph holds the samples that
-    `select_samples` names; more than 2 M B of them are recomputed in the backward pass, M B at a time."""
+    `select_samples` names; those beyond 2 M B are recomputed in the backward pass, M B at a time."""
     if model.gradient == "dreg": means, scales = means.detach(), scales.detach()
 
     def score(z, rows=slice(None)):
@@ -85,9 +85,8 @@ def log_weights(model, batch, means, scales, z):
     where = select_samples(log_w, model.objective)
     chosen, rows, most = z[where], where[2], z[:, 0, :, 0].numel()
     weigh(chosen, lambda: normalised_weights(log_w, model.objective)[where])
-    if len(rows) <= 2 * most: return log_w.index_put(where, score(chosen, rows))
-    again = [checkpoint(score, *piece, use_reentrant=False, preserve_rng_state=False)
-             for piece in zip(chosen.split(most), rows.split(most))]
+    again = [checkpoint(score, *piece, use_reentrant=False, preserve_rng_state=False) if i > 1 else score(*piece)
+             for i, piece in enumerate(zip(chosen.split(most), rows.split(most)))]
     return log_w.index_put(where, torch.cat(again))
 
 # %% ../../nbs/meme/05_mmvae.ipynb #require
@@ -103,8 +102,8 @@ def require_all(model, batch, why):
 class Mmvae(MultimodalVAE):
     """The mixture of experts with `samples` codes from each.
 
-    `objective`: "elbo", "looser" or "iwae"; `gradient`: "plain" or "dreg"; `prior`: "normal" or "laplace", which is also
-    the family of the posteriors; `learn_prior`: its scales; `prune`: gradients through samples of weight above 2**-30 only.
+    `objective`: "elbo", "looser" or "iwae"; `gradient`: "plain" or "dreg"; `prior`: "normal" or "laplace", also the
+    family of the posteriors; `learn_prior`: its scales; `prune`: gradients through samples of weight above 2**-30 only.
     Source: Shi et al. (2019)."""
     def __init__(self, modalities, latent, samples=10, objective="looser", gradient="plain", prior="normal",
                  learn_prior=False, prune=True):

@@ -112,6 +112,13 @@ class DigitPairs(Task):
         super().__init__(model, nn.Module(), PartialData(paired, fraction, scheme, config.seed), test)
         self.schedule, self.judges = schedule, digit_judges(data["source"], data["level"], epochs=epochs)
 
+    @classmethod
+    def prepare(cls, config):
+        settings = {"source": "auto", "rounds": 1, "level": "plain", "judge_epochs": 10} | config.data
+        data = {key: settings[key] for key in ("source", "rounds", "level", "n") if key in settings}
+        digit_judges(data["source"], data["level"], epochs=settings["judge_epochs"])
+        return load_digit_pairs("train", **data).describe()
+
     def rows(self, step, batch_size, seed):
         return self.train_data.rows(step, batch_size, seed, self.schedule["partial_steps"])
 

@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from tqdm import tqdm
-from ..core.files import LitvaeError
+from ..core.files import LitvaeError, fingerprint
 from ..core.pool import steps_done, train_all
-from ..data import load
+from ..core.runs import task_class
 from .notebooks import run_notebook
 from .plan import (is_current, load_paper, page_configs, page_fingerprint, project_root, write_stamp)
 from .report import write_report
@@ -70,16 +70,14 @@ def reproduce(preset, papers, only=None, jobs=None, runs="runs", out=None, dry=F
     print(f"preset {preset.name}: {len(missing)} of {len(configs)} runs to train, "
           f"{len(stale)} of {len(pages)} pages to draw", flush=True)
     if dry: return _explain(missing, stale, pages[0].runs)
-    for data in _unique([config.data for config in missing]):
-        print(f"data: {load(**data).describe()}", flush=True)
+    different = {(config.task, fingerprint(config.data)): config for config in missing}.values()
+    lines = (task_class(config).prepare(config) for config in different)
+    for line in dict.fromkeys(line for line in lines if line): print(f"data: {line}", flush=True)
     failures = _train_and_draw(missing, stale, jobs, pages[0].runs)
     report = write_report(pages[0].out, project_root() / "reproduce", preset.name)
     _where_to_look(pages, report)
     if failures: raise LitvaeError("\n".join(failures))
     return report
-
-
-def _unique(dicts): return [data for i, data in enumerate(dicts) if data not in dicts[:i]]
 
 
 def _explain(missing, stale, runs):
