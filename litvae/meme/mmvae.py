@@ -109,8 +109,7 @@ class Mmvae(MultimodalVAE):
                  learn_prior=False, prune=True):
         super().__init__(modalities, latent)
         if samples < 1: raise LitvaeError(f"samples must be at least 1, got {samples}")
-        if gradient not in ("plain", "dreg"):
-            raise LitvaeError(f"unknown gradient {gradient!r}; known are plain and dreg")
+        if gradient not in ("plain", "dreg"): raise LitvaeError(f"unknown gradient {gradient!r}; known are plain, dreg")
         if objective == "elbo" and gradient == "dreg":
             raise LitvaeError("the elbo has no weights to normalise; take gradient='plain', or another objective")
         importance_bound(torch.zeros(1, 1, 1), objective)
@@ -120,18 +119,15 @@ class Mmvae(MultimodalVAE):
         self.samples, self.objective, self.gradient = samples, objective, gradient
         self.family, self.prune = prior, prune
         self.prior_spread = nn.Parameter(torch.zeros(latent), requires_grad=learn_prior)
-
     def prior(self):
         "p(z), event shape (L,): mean 0, scale 1 if it is not learned. Source: Shi et al. (2019), released code."
-        laplace = self.family == "laplace"
-        scale = self.prior_spread.softmax(-1) * self.latent + 1e-6 if laplace else (self.prior_spread / 2).exp()
+        scale = (self.prior_spread / 2).exp()
+        if self.family == "laplace": scale = self.prior_spread.softmax(-1) * self.latent + 1e-6
         prior = FAMILIES[self.family](torch.zeros_like(scale), scale, validate_args=False)
         return Independent(prior, 1, validate_args=False)
-
     def joint_posterior(self, batch):
         "q(z | all that is in `batch`): the mixture of the experts, event shape (L,)."
         return mixture(*self._experts(batch), self.family)
-
     def elbo(self, batch):
         "The bound of the `objective`, (B,) nats, with the gradient of `gradient`."
         require_all(self, batch, "each modality has a component of the mixture")
@@ -139,7 +135,6 @@ class Mmvae(MultimodalVAE):
         experts = [FAMILIES[self.family](*expert, validate_args=False) for expert in zip(means, scales)]
         z = torch.stack([expert.rsample((self.samples,)) for expert in experts])                     # (M, K, B, L)
         return importance_bound(log_weights(self, batch, means, scales, z), self.objective)
-
     def _experts(self, batch):
         posteriors = [self.modalities[name].encode(batch[name]).base_dist for name in self._seen(batch)]
         return torch.stack([q.loc for q in posteriors]), torch.stack([q.scale for q in posteriors])

@@ -161,7 +161,8 @@ class MultimodalVAE(nn.Module):
     """Named `modalities` around one code of size `latent`; models derive from it and define `elbo(batch)` -> (B,)."""
     def __init__(self, modalities, latent):
         super().__init__()
-        if len(modalities) < 2: raise LitvaeError(f"a multimodal model needs two modalities, got {', '.join(modalities)}")
+        if len(modalities) < 2:
+            raise LitvaeError(f"a multimodal model needs two modalities, got {', '.join(modalities)}")
         self.modalities, self.latent = nn.ModuleDict(modalities), latent
 
     def encode(self, modality, x):
@@ -194,5 +195,6 @@ class MultimodalVAE(nn.Module):
         "The names of the modalities in `batch`, in the order of the model; raises `LitvaeError` for what does not fit."
         for name in batch: self._modality(name)
         if len(lengths := {name: len(x) for name, x in batch.items()}) == 0: raise LitvaeError("the batch is empty")
-        if len(set(lengths.values())) > 1: raise LitvaeError(f"modalities of unequal length: {lengths}; pair them first")
+        if len(set(lengths.values())) > 1:
+            raise LitvaeError(f"modalities of unequal length: {lengths}; pair them first")
         return [name for name in self.modalities if name in batch]

@@ -63,32 +63,26 @@ class Mopoe(MultimodalVAE):
             raise LitvaeError(f"unknown prior_in {prior_in!r}; known are full (as released), all and none")
         draw_components(1, 1, components)
         self.beta, self.prior_in, self.components = beta, prior_in, components
-
     def subset_posteriors(self, batch):
         "The products over all S subsets of what is in `batch`, smaller ones first: batch shape (S, B)."
         seen = self._seen(batch)
         experts = {name: self.modalities[name].encode(batch[name]) for name in seen}
         subsets = [subset for size in range(1, len(seen) + 1) for subset in combinations(seen, size)]
         return diagonal_normal(*map(torch.stack, zip(*(self._product(experts, subset) for subset in subsets))))
-
     def joint_posterior(self, batch):
         "q(z | all that is in `batch`): the mixture, event shape (L,)."
         q = self.subset_posteriors(batch).base_dist
         return mixture(q.loc, q.scale)
-
     def encode(self, modality, x):
         "q(z | x) of one modality, event shape (L,)."
         return diagonal_normal(*self._product({modality: self._modality(modality).encode(x)}, (modality,)))
-
     def elbo(self, batch): return even_bound(self, batch, self.subset_posteriors(batch))
-
     def loss(self, batch):
         "Parts: `error` (of one code from the mixture) and `kl` (the average over subsets), before `beta`."
         q = self.subset_posteriors(batch)
         kl = kl_divergence(q, standard_normal(q.mean)).mean()
         error = -log_fit(self, batch, sample_mixture(q, self.components)).mean()
         return Loss(error + self.beta * kl, {"error": error, "kl": kl})
-
     def _product(self, experts, subset):
         with_prior = self.prior_in == "all" or self.prior_in == "full" and len(subset) == len(self.modalities)
         return product_of_experts(*stack_experts([experts[name] for name in subset]), with_prior=with_prior)

@@ -105,34 +105,27 @@ class DigitPairs(Task):
         text = settings.get("networks", {}).get("text", False)
         paired = load_digit_pairs("train", **data, text=text)
         test = load_digit_pairs(judged, **data | {"rounds": 2}, text=text)
-        pseudo, networks = settings.pop("pseudo", 0), settings.pop("networks", {})
-        options = settings.pop("options", {})
+        pseudo, networks, options = (settings.pop(*pair) for pair in (("pseudo", 0), ("networks", {}), ("options", {})))
         if pseudo: options = options | {"pseudo": paired.batch(np.arange(pseudo))}
         model = build_model(modalities=digit_modalities(settings["latent"], **networks), **settings, **options)
         super().__init__(model, nn.Module(), PartialData(paired, fraction, scheme, config.seed), test)
         self.schedule, self.judges = schedule, digit_judges(data["source"], data["level"], epochs=epochs)
-
     @classmethod
     def prepare(cls, config):
         settings = {"source": "auto", "rounds": 1, "level": "plain", "judge_epochs": 10} | config.data
         data = {key: settings[key] for key in ("source", "rounds", "level", "n") if key in settings}
         digit_judges(data["source"], data["level"], epochs=settings["judge_epochs"])
         return load_digit_pairs("train", **data).describe()
-
     def rows(self, step, batch_size, seed):
         return self.train_data.rows(step, batch_size, seed, self.schedule["partial_steps"])
-
     def batch(self, indices): return self.train_data.batch(indices, self.device)
-
     def forward(self, batch): return self.model.loss(batch)
-
     def evaluate(self):
         scores = evaluate_digits(self.model, self.train_data.paired, self.validation_data, self.judges)
         if self.schedule["snr"]:
             batch = self.train_data.paired.batch(np.arange(64), self.device)
             scores |= gradient_noise(self.model, batch, self.schedule["snr"])
         return scores
-
     def data_record(self):
         paired = self.train_data.paired
         return {"name": paired.name, "source": paired.source, "split": paired.split, "count": len(paired),
