@@ -108,8 +108,8 @@ class Mmvae(MultimodalVAE):
     def __init__(self, modalities, latent, samples=10, objective="looser", gradient="plain", prior="normal",
                  learn_prior=False, prune=True):
         super().__init__(modalities, latent)
-        if samples < 1: raise LitvaeError(f"samples must be at least 1, got {samples}")
-        if gradient not in ("plain", "dreg"): raise LitvaeError(f"unknown gradient {gradient!r}; known are plain, dreg")
+        if samples < 1 or gradient not in ("plain", "dreg"):
+            raise LitvaeError(f"need samples >= 1 and gradient plain or dreg, got {samples} and {gradient!r}")
         if objective == "elbo" and gradient == "dreg":
             raise LitvaeError("the elbo has no weights to normalise; take gradient='plain', or another objective")
         importance_bound(torch.zeros(1, 1, 1), objective)
@@ -119,15 +119,18 @@ class Mmvae(MultimodalVAE):
         self.samples, self.objective, self.gradient = samples, objective, gradient
         self.family, self.prune = prior, prune
         self.prior_spread = nn.Parameter(torch.zeros(latent), requires_grad=learn_prior)
+
     def prior(self):
         "p(z), event shape (L,): mean 0, scale 1 if it is not learned. Source: Shi et al. (2019), released code."
-        scale = (self.prior_spread / 2).exp()
-        if self.family == "laplace": scale = self.prior_spread.softmax(-1) * self.latent + 1e-6
+        if self.family == "normal": scale = (self.prior_spread / 2).exp()
+        else: scale = self.prior_spread.softmax(-1) * self.latent + 1e-6
         prior = FAMILIES[self.family](torch.zeros_like(scale), scale, validate_args=False)
         return Independent(prior, 1, validate_args=False)
+
     def joint_posterior(self, batch):
         "q(z | all that is in `batch`): the mixture of the experts, event shape (L,)."
         return mixture(*self._experts(batch), self.family)
+
     def elbo(self, batch):
         "The bound of the `objective`, (B,) nats, with the gradient of `gradient`."
         require_all(self, batch, "each modality has a component of the mixture")
@@ -135,6 +138,7 @@ class Mmvae(MultimodalVAE):
         experts = [FAMILIES[self.family](*expert, validate_args=False) for expert in zip(means, scales)]
         z = torch.stack([expert.rsample((self.samples,)) for expert in experts])                     # (M, K, B, L)
         return importance_bound(log_weights(self, batch, means, scales, z), self.objective)
+
     def _experts(self, batch):
         posteriors = [self.modalities[name].encode(batch[name]).base_dist for name in self._seen(batch)]
         return torch.stack([q.loc for q in posteriors]), torch.stack([q.scale for q in posteriors])
