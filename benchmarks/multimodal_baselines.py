@@ -2,7 +2,7 @@
 
     python benchmarks/multimodal_baselines.py [--batch 128] [--samples 10] [--rounds 5] [--warm 15] [--model mmvae]
 
-The paper's networks, latent 20, on 5,000 handwritten digits and generated street digits, paired by class. Both sides
+The paper's networks, latent 20, on the digits at hand and street digits, paired by class (printed). Both sides
 start from copies of the same networks, with Gaussian posteriors and Laplace likelihoods, and take a whole step: loss,
 backward, Adam. MMVAE is the looser bound with DReG. How many of its samples deserve a gradient depends on the training:
 the first step is shown apart, and our models take `warm` steps before the others are timed (the package's cost does not

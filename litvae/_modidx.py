@@ -907,6 +907,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'litvae.meme.mmvae.Mmvae.joint_posterior': ( 'meme/mmvae.html#mmvae.joint_posterior',
                                                                                 'litvae/meme/mmvae.py'),
                                    'litvae.meme.mmvae.Mmvae.prior': ('meme/mmvae.html#mmvae.prior', 'litvae/meme/mmvae.py'),
+                                   'litvae.meme.mmvae._check_arguments': ('meme/mmvae.html#_check_arguments', 'litvae/meme/mmvae.py'),
                                    'litvae.meme.mmvae.importance_bound': ('meme/mmvae.html#importance_bound', 'litvae/meme/mmvae.py'),
                                    'litvae.meme.mmvae.log_weights': ('meme/mmvae.html#log_weights', 'litvae/meme/mmvae.py'),
                                    'litvae.meme.mmvae.mixture': ('meme/mmvae.html#mixture', 'litvae/meme/mmvae.py'),

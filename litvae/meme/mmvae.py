@@ -98,6 +98,17 @@ def require_all(model, batch, why):
                           f"{why}; give paired batches, or take Mvae, Mopoe or Meme for partial data")
     return seen
 
+
+def _check_arguments(samples, objective, gradient, prior, families):
+    importance_bound(torch.zeros(1, 1, 1), objective)
+    if samples < 1 or gradient not in ("plain", "dreg"):
+        raise LitvaeError(f"need samples >= 1 and gradient plain or dreg, got {samples} and {gradient!r}")
+    if objective == "elbo" and gradient == "dreg":
+        raise LitvaeError("the elbo has no weights to normalise; take gradient='plain', or another objective")
+    if set(families) != {prior} or prior not in FAMILIES:
+        raise LitvaeError("prior and posteriors need one family, normal or laplace; "
+                          f"the prior is {prior!r}, the posteriors {', '.join(families)}")
+
 # %% ../../nbs/meme/05_mmvae.ipynb #model
 class Mmvae(MultimodalVAE):
     """The mixture of experts with `samples` codes from each.
@@ -108,14 +119,7 @@ class Mmvae(MultimodalVAE):
     def __init__(self, modalities, latent, samples=10, objective="looser", gradient="plain", prior="normal",
                  learn_prior=False, prune=True):
         super().__init__(modalities, latent)
-        if samples < 1 or gradient not in ("plain", "dreg"):
-            raise LitvaeError(f"need samples >= 1 and gradient plain or dreg, got {samples} and {gradient!r}")
-        if objective == "elbo" and gradient == "dreg":
-            raise LitvaeError("the elbo has no weights to normalise; take gradient='plain', or another objective")
-        importance_bound(torch.zeros(1, 1, 1), objective)
-        if {m.family for m in self.modalities.values()} != {prior} or prior not in FAMILIES:
-            raise LitvaeError(f"prior and posteriors need one family, normal or laplace; the prior is {prior!r}, "
-                              f"the posteriors {', '.join(m.family for m in self.modalities.values())}")
+        _check_arguments(samples, objective, gradient, prior, [m.family for m in self.modalities.values()])
         self.samples, self.objective, self.gradient = samples, objective, gradient
         self.family, self.prune = prior, prune
         self.prior_spread = nn.Parameter(torch.zeros(latent), requires_grad=learn_prior)
