@@ -144,7 +144,8 @@ class CaptionedBirds(Task):
 
     @classmethod
     def prepare(cls, config):
-        data = {key: value for key, value in config.data.items() if key in ("source", "n", "seed", "weights")}
+        of_runs = ("fraction", "scheme", "judged", "judged_n")
+        data = {key: value for key, value in config.data.items() if key not in of_runs}
         if data.get("weights"): data["weights"] = data_root() / data["weights"]
         return load_bird_pairs("train", **data).describe()
 
