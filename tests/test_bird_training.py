@@ -72,12 +72,12 @@ class Copier(nn.Module):
         self.asked = (self.asked + len(x)) % len(self.data)
         answer = self.data.batch(rows)[target]
         if target == "feature": return answer
-        return nn.functional.one_hot(answer, len(self.data.vocabulary)).float()
+        return nn.functional.one_hot(answer, len(self.data.vocabulary)).float() * 1e4
 
     def elbo(self, batch): return -torch.ones(len(batch["feature"]))
 
 
-# ------------------------------------------------------------------------------------------------------ measurements
+# Measurements
 def test_captions_copied_from_the_truth_score_one(train, test_birds):
     scores = evaluate_birds(Copier(test_birds), train, test_birds, k=10, chunk=64)
     assert scores["precision"] == 1 and scores["bound"] == -1
@@ -150,7 +150,7 @@ def test_a_model_translates_in_chunks_on_its_own_noise(test_birds):
     assert all(0 <= scores[name] <= 1 for name in ("precision", "recall", "chance_precision"))
 
 
-# ---------------------------------------------------------------------------------------------------------- the task
+# The task
 def test_pseudo_captions_are_embedded_words_of_visible_pairs_and_learn(settings):
     config = birds.sweep(**settings[1], only=["meme"])[0]
     task = build_task(config)
@@ -204,7 +204,7 @@ def test_the_task_asks_for_its_data(settings):
     assert asked[-1]["weights"] == birds.data_root() / "resnet101/weights.pth"
 
 
-# --------------------------------------------------------------------------------------------------- sweeps and errors
+# Sweeps and errors
 def test_names_of_the_sweep(settings):
     options = settings[1] | {"fractions": [1, 0.125], "schemes": ["feature", "caption", "split"]}
     configs = birds.sweep(**options)
