@@ -19,7 +19,7 @@ from litvae.data.sources import load, shard_rng
 def only(parameters, names): return {name: parameters[name] for name in names}
 
 
-# ----------------------------------------------------------------------------------------------------------- painter
+# Painter
 def test_a_bird_is_a_function_of_seed_and_shard(tmp_path):
     a, b = (drawn_birds(shard_rng({"name": "x"}, 3), 8) for _ in range(2))
     other = drawn_birds(shard_rng({"name": "x"}, 4), 8)
@@ -103,7 +103,7 @@ def test_bad_parameters(change, message):
     with pytest.raises(LitvaeError, match=message): draw_birds(**only(p, FOREGROUND + BACKGROUND) | change)
 
 
-# ---------------------------------------------------------------------------------------------------------- captions
+# Captions
 @pytest.fixture(scope="module")
 def said():
     "200 species with ten sentences each: (attributes (2000, 12), sentences)."
@@ -162,7 +162,7 @@ def test_scores_count_claims():
     with pytest.raises(LitvaeError): attribute_scores([], bird[:0])
 
 
-# -------------------------------------------------------------------------------------------------------- vocabulary
+# Vocabulary
 def test_vocabulary_round_trip(said, tmp_path):
     vocabulary = build_vocabulary(said[1])
     assert vocabulary.words[:3] == ("<exc>", "<pad>", "<eos>") and 100 <= len(vocabulary) <= 140
@@ -200,7 +200,7 @@ def test_damaged_vocabularies(tmp_path):
     with pytest.raises(LitvaeError, match="-1"): build_vocabulary(["a bird"] * 4).decode([-1])
 
 
-# -------------------------------------------------------------------------------------------------------- real files
+# Real files
 CLASSES = ("001.Ibis", "002.Tern", "003.Wren")
 
 
@@ -333,7 +333,7 @@ def test_real_never_falls_back(tmp_path):
     with pytest.raises(LitvaeError, match="size is 0"): birds.cub(tmp_path, "train", size=0)
 
 
-# ---------------------------------------------------------------------------------------------------- features, pairs
+# Features, pairs
 def test_pairs(tmp_path):
     settings = dict(source="standin", steps=2, images=64, root=tmp_path)
     pairs = birds.load_bird_pairs("test", 20, **settings)
