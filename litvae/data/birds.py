@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
 from ..core.files import CorruptFileError, LitvaeError, atomic_path, fingerprint, sha256_file
 from ..core.training import batch_indices
@@ -299,6 +298,7 @@ class _Bird:
 def _listed(folder):
     "{class: pictures} in ImageFolder's order; raises `LitvaeError` for a folder without classes or pictures."
     try:
+        from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
         classes, index = find_classes(str(folder))
         found = make_dataset(str(folder), index, IMG_EXTENSIONS)
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -168,7 +168,6 @@ class MultimodalVAE(nn.Module):
     def encode(self, modality, x):
         "The distribution over codes given data of one modality: event shape (L,)."
         return self._modality(modality).encode(x)
-
     def decode(self, modality, z):
         "Means or logits of a modality, (..., data), for codes (..., L)."
         return self._modality(modality).decode(z)
@@ -181,7 +180,6 @@ class MultimodalVAE(nn.Module):
     def elbo(self, batch):
         "A bound on the log-likelihood of the modalities in `batch`, (B,) nats per example."
         raise LitvaeError(f"{type(self).__name__} defines no bound")
-
     def loss(self, batch):
         "What is minimised: a `Loss`, by default the mean of the negative bound."
         total = -self.elbo(batch).mean()
@@ -190,7 +188,6 @@ class MultimodalVAE(nn.Module):
     def _modality(self, name):
         if name in self.modalities: return self.modalities[name]
         raise LitvaeError(f"unknown modality {name!r}; this model has {', '.join(self.modalities)}")
-
     def _seen(self, batch):
         "The names of the modalities in `batch`, in the order of the model; raises `LitvaeError` for what does not fit."
         for name in batch: self._modality(name)
