@@ -14,7 +14,7 @@ IN    = PATH="$(BIN):$$PATH"
 CORES = $$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help env test reproduce figures docs lab export clean-notebooks clean
+.PHONY: help env test reproduce figures kernels gpu docs lab export clean-notebooks clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -27,11 +27,18 @@ test: env  ## run every test, the notebooks among them
 	@jobs="$(or $(JOBS),$(CORES))"; [ "$$jobs" -le 8 ] || [ -n "$(JOBS)" ] || jobs=8; \
 	$(IN) "$(BIN)/python" -m pytest -n "$$jobs" --dist worksteal $(ARGS)
 
-reproduce: env  ## train, draw and judge the papers (PRESET=quick PAPER=all JOBS=)
+reproduce: kernels  ## train, draw and judge the papers (PRESET=quick PAPER=all JOBS=)
 	@$(IN) "$(BIN)/litvae" reproduce --preset "$(PRESET)" --paper "$(PAPER)" $(if $(JOBS),--jobs "$(JOBS)")
 
-figures: env  ## the same at the preset `small`, which writes the committed figures/
+figures: kernels  ## the same at the preset `small`, which writes the committed figures/
 	@$(IN) "$(BIN)/litvae" reproduce --preset small --paper "$(PAPER)" $(if $(JOBS),--jobs "$(JOBS)")
+
+kernels: env  ## compile the C++ operators for this processor, where there is a compiler
+	@$(IN) "$(BIN)/python" -c "from litvae.kernels.native import build_native; print(build_native())"
+
+gpu: env  ## on a machine with a GPU: the tests that need one, and the benchmarks of the kernels
+	@$(IN) "$(BIN)/python" -m pytest -m gpu tests $(ARGS)
+	@$(IN) "$(BIN)/python" benchmarks/kernels.py
 
 docs: env  ## build the site into docs/_build/html
 	@$(IN) "$(BIN)/python" docs/build.py
@@ -41,6 +48,7 @@ lab: env  ## open the notebooks in JupyterLab
 
 export: env  ## write the package from the notebooks
 	@"$(BIN)/nbdev_export"
+	@"$(BIN)/python" -c "from litvae.kernels.sources import export_sources; export_sources('.')"
 
 clean-notebooks: env  ## strip what does not belong into a commit from nbs/ and reproduce/
 	@"$(BIN)/nbdev_clean" --fname nbs

@@ -59,14 +59,23 @@ def nbdev(folder, call):
     return [] if done.returncode == 0 else [f"{call} failed: {' '.join(last)}"]
 
 
+def kernel_sources(folder):
+    "Export the CUDA and C++ blocks of the notebooks in `folder`; a complaint if that fails."
+    from litvae.kernels.sources import export_sources
+    try: export_sources(folder)
+    except Exception as error: return [f"export_sources failed: {error}"]
+    return []
+
+
 # ----------------------------------------------------------------------------------------------- in sync and clean
 def out_of_sync(root, package="litvae"):
-    "Modules of the package that differ from what the notebooks export, in either direction."
+    "Modules and kernel sources that differ from what the notebooks export, in either direction."
     folder = _copy(root, "settings.ini", "nbs")
     try:
-        complaints = nbdev(folder, "nbdev_export()")
-        there = {p.relative_to(root / package).as_posix() for p in (root / package).rglob("*.py")}
-        made = {p.relative_to(folder / package).as_posix() for p in (folder / package).rglob("*.py")}
+        complaints = nbdev(folder, "nbdev_export()") + kernel_sources(folder)
+        listed = lambda top: {p.relative_to(top / package).as_posix() for p in (top / package).rglob("*")
+                              if p.suffix in (".py", ".cu", ".cpp")}
+        there, made = listed(root), listed(folder)
         for name in sorted(there | made):
             if name not in made: problem = "no notebook exports it; delete it"
             elif name not in there: problem = "a notebook exports it but it is missing; run `make export`"
@@ -154,7 +163,8 @@ def wrong_pages(root):
 
 
 # ---------------------------------------------------------------------------------------------------------- floors
-FLOORS = [  # from the ground; a room imports from floors below its own only
+FLOORS = [  # from the ground; a room imports from floors below its own only; a module named here stands by itself
+    ["core.files"],
     ["kernels"],
     ["core"],
     ["data"],
@@ -202,7 +212,9 @@ def floor_violations(root, package="litvae"):
     "Imports that run against the floors, circles, rooms without a floor, and packages that users do not have."
     known, complaints, graph = modules(root, package), [], {}
     floor = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
-    room_of = lambda name: name.split(".")[1] if "." in name else ""
+    def room_of(name):
+        inside = ".".join(name.split(".")[1:])
+        return inside if inside in floor else inside.split(".")[0]
     for room in sorted({room_of(name) for name in known} - {"", "_modidx"} - set(floor)):
         complaints.append(f"{package}.{room}: a room without a floor; give it one in tests/repository.py (FLOORS)")
     for name, path in known.items():
@@ -245,7 +257,7 @@ def _circles(graph):
 
 
 # --------------------------------------------------------------------------------------------------------- hygiene
-MAX_FILE, MAX_NOTEBOOK, MAX_CELL, MAX_LINE = 1_000_000, 300_000, 40, 120
+MAX_FILE, MAX_NOTEBOOK, MAX_CELL, MAX_KERNEL, MAX_LINE = 1_000_000, 300_000, 40, 70, 120
 _MACHINE = re.compile(r"(?<![\w.])/(?:(?:root|home|Users|work)/[\w.]|tmp/(?:tmp|plan|pytest))[\w./-]*")
 _UNFINISHED = re.compile(r"\b(TO" r"DO|FIX" r"ME|NotImplemented" r"Error)\b|@[A-Z]+@")
 _REGISTRY = re.compile("py" r"pi\.org|python" r"hosted\.org|registry\." r"npmjs|download\." r"pytorch")
@@ -295,11 +307,20 @@ def oversized(root):
             for cell in read(path)["cells"]:
                 lines = source(cell).splitlines()
                 where = f"{name} cell {cell.get('id')}"
-                if len(lines) > MAX_CELL: complaints.append(f"{where}: {len(lines)} lines, the limit is {MAX_CELL}")
+                for part, limit in _parts(cell):
+                    if len(part.splitlines()) > limit:
+                        complaints.append(f"{where}: {len(part.splitlines())} lines, the limit is {limit}")
                 if cell["cell_type"] == "code": complaints += _too_wide(f"{where} line ", lines)
         elif path.suffix in (".py", ".sh") and not name.startswith("litvae/"):
             complaints += _too_wide(f"{name}:", path.read_text(encoding="utf-8").splitlines())
     return complaints
+
+
+def _parts(cell):
+    "What has a limit of its own: the source of a cell; in running text, each block of CUDA or C++, and the rest."
+    if cell["cell_type"] == "code": return [(source(cell), MAX_CELL)]
+    pieces = re.split(r"(?ms)^(```(?:cuda|cpp).*?^```)$", source(cell))
+    return [("".join(pieces[::2]), MAX_CELL)] + [(block, MAX_KERNEL) for block in pieces[1::2]]
 
 
 def _too_wide(where, lines):

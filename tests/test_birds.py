@@ -11,7 +11,7 @@ from PIL import Image
 from litvae.core.files import CorruptFileError, LitvaeError
 from litvae.data import birds, captions as words
 from litvae.data.birds import BACKGROUND, FOREGROUND, draw_birds, draw_parameters, drawn_birds
-from litvae.data.captions import ATTRIBUTES, attribute_scores, build_vocabulary, captions_for, claims_of
+from litvae.data.captions import ATTRIBUTES, EOS, EXCLUDED, attribute_scores, build_vocabulary, captions_for, claims_of
 from litvae.data.pairs import PartialData
 from litvae.data.sources import load, shard_rng
 
@@ -137,6 +137,21 @@ def test_ten_different_captions_a_bird_that_vary(said):
     assert len({line.split()[0] for line in lines if line.startswith(first)}) == 5
     bird = birds.species_table()[0]
     assert captions_for(bird, 5) == captions_for(bird, 5) != captions_for(bird, 6)
+
+
+def test_plain_captions_say_everything_each_at_its_own_place():
+    table = birds.species_table()
+    lines = [line for i, bird in enumerate(table) for line in captions_for(bird, i, level="plain")]
+    scores = attribute_scores(lines, table.repeat(10, axis=0))
+    assert (scores["precision"], scores["recall"], scores["claims"]) == (1, 1, 12)
+    assert all(len(set(lines[i:i + 10])) == 10 for i in range(0, 2000, 10))
+    assert captions_for(table[0], 5, level="plain") == captions_for(table[0], 5, level="plain") != lines[:10]
+    rows = np.array([words.tokens(line) for line in lines])  # all of one length
+    assert rows.shape == (2000, 30)
+    nouns = {"bird", "beak", "wings", "belly", "crown", "tail", "legs", "ring"}
+    assert all(nouns.isdisjoint(column) or len(set(column)) == 1 for column in rows.T)
+    assert {column[0] for column in rows.T} >= nouns
+    with pytest.raises(LitvaeError, match="unknown level 'easy'.*full, plain"): captions_for(table[0], 0, level="easy")
 
 
 @pytest.mark.parametrize("sentence, claims", [
@@ -356,6 +371,22 @@ def test_pairs(tmp_path):
     assert np.allclose(more.batch([5])["feature"], pairs.batch([5])["feature"]) and len(more) == 300
 
 
+def test_plain_pairs(tmp_path):
+    settings = dict(source="standin", steps=2, images=64, root=tmp_path)
+    full, plain = (birds.load_bird_pairs("test", 20, **settings, level=level) for level in ("full", "plain"))
+    assert (plain.name, len(plain)) == ("drawn_birds (plain captions)", 200) and "plain" in plain.describe()
+    assert torch.equal(full.batch(range(200))["feature"], plain.batch(range(200))["feature"])
+    ids = plain.batch(range(200))["caption"]
+    assert (ids[:, 30] == EOS).all() and not (ids == EXCLUDED).any()
+    assert [plain.vocabulary.decode(row) for row in ids] == plain.captions
+    assert attribute_scores(plain.captions, plain.attributes.repeat(10, axis=0))["recall"] == 1
+    assert birds.load_bird_pairs("test", 30, **settings, level="plain").captions[:200] == plain.captions
+    other = birds.load_bird_pairs("validation", 20, **settings, level="plain")
+    assert other.vocabulary == plain.vocabulary != full.vocabulary
+    with pytest.raises(LitvaeError, match="no captions of level 'easy'"):
+        birds.load_bird_pairs("test", 20, **settings, level="easy")
+
+
 def test_hiding_one_side_of_the_pairs(tmp_path):
     pairs = birds.load_bird_pairs("test", 20, source="standin", steps=2, images=64, root=tmp_path)
     for scheme, names in (("split", {"feature", "caption"}), ("caption", {"caption"}), ("feature", {"feature"})):
@@ -370,6 +401,8 @@ def test_real_birds_as_pairs(release):
     assert "BirdFeatures (2 steps on 64 drawn_birds" in pairs.extractor
     assert set(pairs.vocabulary.words[3:]) == {".", "caption", "of", "ibis", "tern"}  # of training birds: no wren
     assert pairs.vocabulary.decode(pairs.batch([0])["caption"][0]).startswith("caption of. <exc>")
+    with pytest.raises(LitvaeError, match="cub has no captions of level 'plain'"):
+        birds.load_bird_pairs("test", source="real", steps=2, images=64, root=release.parent, level="plain")
 
 
 def test_training_learns_and_leaves_the_random_state_alone(tmp_path):

@@ -246,6 +246,7 @@ COVERED = {
     r"cd \S+": None,
     r"make|make help|make env|make lab|make clean|make export|make clean-notebooks": "test_setup.py",
     r"make docs": "test_docs.py",
+    r"make kernels|make gpu": "test_setup.py",
     r"make test( (JOBS=\d+|ARGS=.+))*": "test_setup.py",
     r"make (reproduce|figures)( (PRESET|PAPER|JOBS)=\w+)*": "test_setup.py",
     r"pip install -c constraints\.txt \.": "test_packaging.py",

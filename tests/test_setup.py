@@ -81,7 +81,8 @@ def checkout(tmp_path):
 def test_help_is_the_default_and_needs_nothing(checkout):
     code, out, err = checkout.make()
     targets = re.findall(r"(?m)^([a-z-]+):.*## ", (ROOT / "Makefile").read_text())
-    assert code == 0 and not err and {"env", "test", "reproduce", "figures", "docs", "lab", "clean"} <= set(targets)
+    assert code == 0 and not err
+    assert {"env", "test", "reproduce", "figures", "kernels", "gpu", "docs", "lab", "clean"} <= set(targets)
     assert [line.split()[1] for line in out.splitlines() if line.startswith("  make ")] == targets
     assert not (checkout.folder / ".venv").exists()
 
@@ -227,12 +228,20 @@ def test_test_runs_pytest_and_docs_builds_the_site(checkout):
     assert checkout.make("lab")[1].endswith("python -m jupyter lab nbs\n")
 
 
+def test_kernels_are_built_and_measured_where_they_can_be(checkout):
+    checkout.python()
+    assert "build_native" in checkout.make("kernels")[1] and "build_native" in checkout.make("reproduce")[1]
+    out = checkout.make("gpu", "ARGS=-x")[1]
+    assert out.endswith("-m pytest -m gpu tests -x\ncalled " + out.split("called ")[-1]) and "kernels.py" in out
+
+
 def test_export_and_clean_notebooks_call_nbdev(checkout):
     checkout.python()
     assert checkout.make("env")[0] == 0
     for name in ("nbdev_export", "nbdev_clean"):
         shutil.copy2(checkout.bin / "python3.11", checkout.folder / ".venv/bin" / name)
-    assert checkout.make("export")[1].endswith("/nbdev_export \n")
+    out = checkout.make("export")[1]
+    assert "/nbdev_export \n" in out and out.endswith("export_sources('.')\n")
     out = checkout.make("clean-notebooks")[1]
     assert "nbdev_clean --fname nbs\n" in out and "nbdev_clean --fname reproduce\n" in out
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from .files import LitvaeError
+from ..kernels.bn_glu import ELU, normalised_gate
 
 # %% ../../nbs/core/02_layers.ipynb #gated
 class GatedConv2d(nn.Module):
@@ -27,7 +28,7 @@ class GatedConv2d(nn.Module):
             self.conv = _Conv2d(in_channels, 2 * out_channels, kernel_size, stride, padding)
         self.norm = nn.BatchNorm2d(2 * out_channels) if normalise else nn.Identity()
 
-    def forward(self, x): return F.glu(self.norm(self.conv(x)), dim=1)
+    def forward(self, x): return normalised_gate(self.norm, self.conv(x))
 
 
 class _Conv2d(nn.Conv2d):
@@ -82,6 +83,6 @@ class SpatialBroadcastDecoder(nn.Sequential):
     def __init__(self, latent, size=64, channels=32, layers=4, out_channels=3):
         if layers < 1:
             raise LitvaeError(f"a spatial broadcast decoder needs at least one 3x3 layer, got layers={layers}")
-        blocks = [BroadcastConv2d(latent, channels, canvas=size + 2 * layers), nn.ELU()]
-        for _ in range(layers - 1): blocks += [nn.Conv2d(channels, channels, 3), nn.ELU()]
+        blocks = [BroadcastConv2d(latent, channels, canvas=size + 2 * layers), ELU()]
+        for _ in range(layers - 1): blocks += [nn.Conv2d(channels, channels, 3), ELU()]
         super().__init__(*blocks, nn.Conv2d(channels, out_channels, 1))

@@ -10,6 +10,7 @@ __all__ = ['contingency_tables', 'adjusted_rand_index', 'segmentation_covering',
 import numpy as np
 import torch
 from .files import LitvaeError
+from ..kernels.contingency import contingency_tables as count_pairs
 
 # %% ../../nbs/core/04_metrics.ipynb #maps
 def _labels(maps, role, device="cpu"):
@@ -53,11 +54,9 @@ def _ranks(labels):
 # %% ../../nbs/core/04_metrics.ipynb #tables
 def _tables(true, pred):
     true, pred = _label_pair(true, pred)
-    rows, columns = _ranks(true.clamp(min=0)), _ranks(pred)                            # (N, P)
-    n, r, c = len(true), *(int(x.max()) + 1 if x.numel() else 1 for x in (rows, columns))
-    image = torch.arange(n, device=true.device).unsqueeze(1)
-    cell = (image * r + rows) * c + columns
-    return torch.bincount(cell[true >= 0], minlength=n * r * c).view(n, r, c)
+    rows, columns = _ranks(true.clamp(min=0)).masked_fill_(true < 0, -1), _ranks(pred)                 # (N, P)
+    sizes = [max(int(x.max()) + 1, 1) if x.numel() else 1 for x in (rows, columns)]
+    return count_pairs(rows, columns, *sizes, check=False)
 
 
 def contingency_tables(true, pred):

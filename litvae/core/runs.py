@@ -44,12 +44,14 @@ class RunConfig:
     checkpoint_every: int = 500
     evaluate_every: int = 0
     version: int = 1
+    compiled: bool = False
 
     def __post_init__(self): _check(self)
 
     @property
-    def run_id(self): return f"{self.name}-{fingerprint(asdict(self))}"
-    def to_dict(self): return asdict(self)
+    def run_id(self): return f"{self.name}-{fingerprint(self.to_dict())}"
+    def to_dict(self):                                 # without `compiled` where it is off
+        return {name: value for name, value in asdict(self).items() if value or name != "compiled"}
 
     @classmethod
     def from_dict(cls, values):
@@ -74,6 +76,8 @@ def _check(config):
     rate = config.learning_rate
     if not (isinstance(rate, (int, float)) and 0 < rate < math.inf):
         raise LitvaeError(f"run {config.name}: learning_rate must be a positive number, got {rate!r}")
+    if not isinstance(config.compiled, bool):
+        raise LitvaeError(f"run {config.name}: compiled must be true or false, got {config.compiled!r}")
     for key in ("data", "model", "objective"):
         if not isinstance(getattr(config, key), dict):
             raise LitvaeError(f"run {config.name}: {key} must be a dictionary, got {getattr(config, key)!r}")
@@ -277,7 +281,7 @@ def _finish(run_path, config, trainer, seconds):
 def _train_to_end(run_path, config, progress):
     "Build, resume, train, finish; every rank of a distributed run comes through here."
     task = build_task(config).to(default_device())
-    trainer = Trainer(task, config.learning_rate, config.batch_size, config.seed, config.precision)
+    trainer = Trainer(task, config.learning_rate, config.batch_size, config.seed, config.precision, config.compiled)
     seconds = _resume(run_path, config, trainer)
     try: seconds = _train(run_path, config, trainer, seconds, progress)
     except NonFiniteLoss as failure:

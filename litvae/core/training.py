@@ -103,15 +103,15 @@ class NonFiniteLoss(LitvaeError):
 # %% ../../nbs/core/05_training.ipynb #trainer
 class Trainer:
     "Takes Adam steps on a `Task`; the global batch and the noise of a step are functions of (seed, step)."
-    def __init__(self, task, learning_rate=1e-4, batch_size=32, seed=0, precision="fp32"):
+    def __init__(self, task, learning_rate=1e-4, batch_size=32, seed=0, precision="fp32", compiled=False):
         precision_context(precision, "cpu")
         self.task, self.batch_size, self.seed, self.precision, self.step = task, batch_size, seed, precision, 0
         self.rank, self.world, self.parallel = _shared(task, batch_size)
+        if compiled: self.parallel = _compiled(self.parallel, task.device.type)
         self.optimiser = _adam(task, learning_rate)
 
     def gradient(self, step):
-        """Backpropagate the loss of the global batch of `step` (this rank's rows) into the gradients;
-        returns the `Loss`."""
+        "The `Loss` of the global batch of `step` (this rank's rows), backpropagated into the gradients."
         rows = self.task.rows(step, self.batch_size, self.seed)[self.rank::self.world]
         seed_noise(self.seed, step, rank=self.rank)
         with precision_context(self.precision, self.task.device.type): loss = self.parallel(self.task.batch(rows))
@@ -148,6 +148,16 @@ def _shared(task, batch_size):
     if batch_size % world:
         raise LitvaeError(f"{world} processes cannot share a batch of {batch_size}; choose a multiple")
     return rank, world, DistributedDataParallel(task) if world > 1 else task
+
+
+def _compiled(task, device_type):
+    "`task` through `torch.compile`; on a GPU as CUDA graphs, whose results the next step overwrites."
+    if device_type != "cuda": return torch.compile(task)
+    fast = torch.compile(task, mode="reduce-overhead")
+    def call(batch):
+        torch.compiler.cudagraph_mark_step_begin()
+        return fast(batch)
+    return call
 
 
 def _adam(task, learning_rate):

@@ -22,7 +22,7 @@ from torch import nn
 
 from ..core.files import CorruptFileError, LitvaeError, atomic_path, fingerprint, sha256_file
 from ..core.training import batch_indices
-from .captions import (ATTRIBUTES, CAPTIONS, COLOURS, Vocabulary, build_vocabulary, captions_for,
+from .captions import (ATTRIBUTES, CAPTIONS, COLOURS, LEVELS, Vocabulary, build_vocabulary, captions_for,
                                   load_vocabulary, save_vocabulary)
 from .pairs import PairedData, _Rows
 from .ray_caster import value_noise
@@ -577,11 +577,22 @@ def _kept_features(data, extractor, root):
     return stored(folder, key, Recipe(shards, count=len(data)))[0]["feature"]
 
 
-def _kept_vocabulary(data, root):
+def _captions(data, level):
+    "All captions of a data set: those it has (full), or ten plain ones of each drawn bird."
+    if level == "full": return sentences(data)
+    if level not in LEVELS or "attributes" not in data.arrays:
+        raise LitvaeError(f"{data.name} has no captions of level {level!r}; known are full and, for drawn birds, plain")
+    rng = shard_rng({"name": "drawn_birds", "captions": level, "split": data.split, "seed": data.meta["seed"]}, 0)
+    seeds = rng.integers(2**62, size=len(data))
+    return [line for bird, seed in zip(data["attributes"], seeds) for line in captions_for(bird, seed, level=level)]
+
+
+def _kept_vocabulary(data, level, root):
     "The vocabulary of training captions, kept as JSON under the root."
     made = fingerprint([len(data), *(data.meta.get(key) for key in ("seed", "version", "files"))])
-    path = data_root(root) / "bird_features" / f"vocabulary-{data.name}-{made}.json"
-    if not path.exists(): save_vocabulary(path, build_vocabulary(sentences(data)))
+    kind = data.name if level == "full" else f"{data.name}-{level}"
+    path = data_root(root) / "bird_features" / f"vocabulary-{kind}-{made}.json"
+    if not path.exists(): save_vocabulary(path, build_vocabulary(_captions(data, level)))
     return load_vocabulary(path)
 
 # %% ../../nbs/data/12_birds.ipynb #bird-pairs
@@ -609,11 +620,14 @@ class BirdPairs(PairedData):
         return torch.cdist(torch.as_tensor(features).detach().float().cpu(), mine).argmin(1).numpy()
 
 # %% ../../nbs/data/12_birds.ipynb #load-pairs
-def load_bird_pairs(split="train", n=None, seed=0, source="auto", weights=None, steps=600, images=2048, root=None):
+def load_bird_pairs(split="train", n=None, seed=0, source="auto", weights=None, steps=600, images=2048, root=None,
+                    level="full"):
     """The first n birds of a split as `BirdPairs`, each with ten captions.
 
     source, seed, root: as in `load`. weights: a file for `resnet101_features`; without it `trained_bird_features` with
-    `steps` and `images`. Vocabulary and standardisation come from the training split. Raises what these raise."""
+    `steps` and `images`. level: of the captions, "full" or, for drawn birds alone, "plain" (see `captions_for`).
+    Vocabulary and standardisation come from the training split. Raises what these raise, and `LitvaeError` for another
+    level."""
     extractor = resnet101_features(weights) if weights else trained_bird_features(steps, images, root=root)
     source = resolve("cub", source, root)
     size = 64 if source == "standin" else extractor.size
@@ -622,9 +636,10 @@ def load_bird_pairs(split="train", n=None, seed=0, source="auto", weights=None, 
     known = _kept_features(reference, extractor, root)
     mean, std = known.mean(0), known.std(0).clip(1e-6)
     features = (_kept_features(data, extractor, root) - mean) / std
-    vocabulary, captions = _kept_vocabulary(reference, root), sentences(data)
+    vocabulary, captions = _kept_vocabulary(reference, level, root), _captions(data, level)
     modalities = {"feature": _Rows(features, np.arange(len(captions)) // CAPTIONS),
                   "caption": np.stack([vocabulary.encode(caption) for caption in captions])}
     species = data["species"].astype(np.int64)
-    return BirdPairs(data.name, source, split, modalities, species.repeat(CAPTIONS), data["image"], species,
+    name = data.name if level == "full" else f"{data.name} ({level} captions)"
+    return BirdPairs(name, source, split, modalities, species.repeat(CAPTIONS), data["image"], species,
                      data.arrays.get("attributes"), captions, vocabulary, extractor.name)

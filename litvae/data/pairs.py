@@ -13,7 +13,7 @@ import numpy as np, torch
 
 from ..core.files import LitvaeError
 from ..core.training import batch_indices
-from .sources import load, resolve, shard_rng
+from .sources import load, resolve, shard_rng, take_rows
 from . import digits, street_digits  # they register mnist and svhn
 
 # %% ../../nbs/data/11_pairs.ipynb #pair
@@ -80,9 +80,11 @@ class _Rows:
     def dtype(self): return self.array.dtype
 
 
-def _tensor(array, device):
-    "A batch of pictures (B, H, W, C) uint8 as (B, C, H, W) float in [0, 1]; of other numbers as float or int64."
-    found = torch.from_numpy(np.array(array)).to(device)
+def _tensor(array, indices, device):
+    "Items of an array: pictures (B, H, W, C) uint8 as (B, C, H, W) float in [0, 1]; other numbers as float or int64."
+    rows = np.asarray(indices)
+    if isinstance(array, _Rows): array, rows = array.array, array.rows[rows]
+    found = take_rows(array, rows, device)
     if found.ndim == 4 and found.dtype == torch.uint8: return found.permute(0, 3, 1, 2).contiguous().float() / 255
     return found.float() if found.is_floating_point() else found.long()
 
@@ -109,7 +111,7 @@ class PairedData:
 
     def batch(self, indices, device="cpu"):
         "Items `indices` as a dictionary of tensors: pictures (B, C, H, W) in [0, 1], floats and int64 as they are."
-        return {name: _tensor(array[np.asarray(indices)], device) for name, array in self.modalities.items()}
+        return {name: _tensor(array, indices, device) for name, array in self.modalities.items()}
 
     def labels(self, indices=slice(None), device="cpu"):
         "The labels of items `indices` (default: all), int64."
@@ -207,7 +209,7 @@ class PartialData:
     def batch(self, indices, device="cpu"):
         "Items `indices` as a dictionary of tensors with the modalities that they show, see `PairedData.batch`."
         rows, stored = np.asarray(indices), self.paired.modalities
-        return {name: _tensor(stored[name][rows], device) for name in self.shown(rows)}
+        return {name: _tensor(stored[name], rows, device) for name in self.shown(rows)}
 
     def describe(self):
         "One line for captions and reports: the paired set, the fraction, what is seen of how many."

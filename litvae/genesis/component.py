@@ -16,6 +16,7 @@ from ..core.distributions import gaussian_nll, monte_carlo_kl, posterior_normal,
 from ..core.files import LitvaeError
 from ..core.layers import GatedConv2d, SpatialBroadcastDecoder
 from ..core.objectives import Elbo, Loss
+from ..kernels.bn_glu import ELU
 
 # %% ../../nbs/genesis/01_component.ipynb #sbd-encoder
 class ConvEncoder(nn.Sequential):
@@ -29,9 +30,9 @@ class ConvEncoder(nn.Sequential):
             raise LitvaeError(f"{layers} layers of stride 2 need an image size divisible by {2 ** layers}, got {size}")
         widths = [in_channels] + [channels] * (layers // 2) + [2 * channels] * (layers - layers // 2)
         blocks = []
-        for i, o in zip(widths, widths[1:]): blocks += [nn.Conv2d(i, o, 3, stride=2, padding=1), nn.ELU()]
+        for i, o in zip(widths, widths[1:]): blocks += [nn.Conv2d(i, o, 3, stride=2, padding=1), ELU()]
         features, hidden = widths[-1] * (size // 2 ** layers) ** 2, max(256, 2 * latent)
-        super().__init__(*blocks, nn.Flatten(), nn.Linear(features, hidden), nn.ELU(), nn.Linear(hidden, 2 * latent))
+        super().__init__(*blocks, nn.Flatten(), nn.Linear(features, hidden), ELU(), nn.Linear(hidden, 2 * latent))
 
 # %% ../../nbs/genesis/01_component.ipynb #dc-encoder
 class GatedEncoder(nn.Sequential):

@@ -7,9 +7,10 @@ __all__ = ['stick_breaking', 'mixture_nll']
 
 # %% ../../nbs/genesis/03_mixture.ipynb #imports
 import torch
-import torch.nn.functional as F
-from ..core.distributions import gaussian_nll, mixture_error_floor
+from ..core.distributions import gaussian_nll
 from ..core.files import LitvaeError
+from ..kernels.mixture import check_mixture, mixture_nll as mixture_operator
+from ..kernels.stick_breaking import stick_breaking as stick_operator
 
 # %% ../../nbs/genesis/03_mixture.ipynb #stick
 def stick_breaking(logits):
@@ -19,10 +20,7 @@ def stick_breaking(logits):
     Source: GENESIS, Appendix A; log space as in the released code."""
     if logits.ndim != 5 or logits.shape[2] != 1 or not logits.shape[1]:
         raise LitvaeError(f"mask logits have the shape (B, K, 1, H, W), got {tuple(logits.shape)}")
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    logits, rest = logits[:, :-1], torch.zeros_like(logits[:, :1])
-    scope = torch.cat([rest, F.logsigmoid(-logits).cumsum(1)], dim=1)
-    return scope + torch.cat([F.logsigmoid(logits), rest], dim=1)
+    return stick_operator(logits)
 
 # %% ../../nbs/genesis/03_mixture.ipynb #mixture
 def mixture_nll(x, means, log_masks, std=0.7, joint=False):
@@ -31,14 +29,7 @@ def mixture_nll(x, means, log_masks, std=0.7, joint=False):
     `x` (B, C, H, W), `means` (B, K, C, H, W), `log_masks` (B, K, 1, H, W), one positive `std` for all.
     `joint`: one component for all channels of a pixel, the textbook form. Raises `LitvaeError` for other shapes.
     Source: Reconstruction Bottlenecks, Equation 1; per channel as in the released code."""
-    b, k, c, h, w = means.shape if means.ndim == 5 else (0,) * 5
-    if means.ndim != 5 or x.shape != (b, c, h, w) or log_masks.shape != (b, k, 1, h, w):
-        raise LitvaeError("expected x (B, C, H, W), means (B, K, C, H, W) and log_masks (B, K, 1, H, W); got "
-                          f"{tuple(x.shape)}, {tuple(means.shape)} and {tuple(log_masks.shape)}")
-    floor = mixture_error_floor(std)
-    x, means, log_masks = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (x, means, log_masks))
-    if k == 1: return gaussian_nll(x, means[:, 0], std) - (1 if joint else c) * log_masks.flatten(1).sum(1)
-    squares = (x[:, None] - means).square()
-    if joint: squares = squares.sum(2, keepdim=True)
-    scores = torch.add(log_masks, squares, alpha=-0.5 / std ** 2)
-    return floor * (c * h * w) - scores.logsumexp(1).flatten(1).sum(1)
+    check_mixture(x, means, log_masks, std)
+    if means.shape[1] != 1: return mixture_operator(x, means, log_masks, std, joint)
+    log_masks = log_masks.to(torch.promote_types(log_masks.dtype, torch.float32))
+    return gaussian_nll(x, means[:, 0], std) - (1 if joint else x.shape[1]) * log_masks.flatten(1).sum(1)

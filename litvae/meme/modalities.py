@@ -16,6 +16,7 @@ from torch.distributions import Independent, Laplace, Normal
 from ..core.distributions import posterior_normal
 from ..core.files import LitvaeError
 from ..core.objectives import Loss
+from ..kernels.laplace import laplace_log_likelihood
 
 # %% ../../nbs/meme/01_modalities.ipynb #digit
 def digit_encoder(latent, hidden=400):
@@ -100,8 +101,8 @@ class CaptionDecoder(nn.Sequential):
 
 # %% ../../nbs/meme/01_modalities.ipynb #likelihood
 def laplace(x, mean, scale=1.0):
-    "log Laplace(x; mean, scale), x (B, ...), mean (..., B, ...) -> (..., B) nats."
-    return -(x - mean).abs().flatten(mean.ndim - x.ndim + 1).sum(-1) / scale - x[0].numel() * math.log(2 * scale)
+    "log Laplace(x; mean, scale), x (B, ...), mean (..., B, ...) -> (..., B) nats; at least float32."
+    return laplace_log_likelihood(x, mean, scale)
 
 
 def gaussian(x, mean, scale=1.0):

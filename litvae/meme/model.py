@@ -16,6 +16,7 @@ from ..core.distributions import monte_carlo_kl, product_of_experts
 from ..core.files import LitvaeError
 from ..core.objectives import Loss
 from ..core.representation import importance_log_likelihood
+from ..kernels.log_mean_exp import log_mean_exp_normal
 from .bound import supervised_bound
 from .modalities import MultimodalVAE
 
@@ -107,15 +108,8 @@ class MutualSupervision(MultimodalVAE):
 def log_mixture(z, mean, std):
     """log 1/N sum_i N(z; mean_i, std_i^2) of codes z (..., L) under N diagonal Gaussians (N, L): (...) nats.
 
-    A matrix product, after centring. Raises `LitvaeError` for other shapes. Source: MEME, equation 4."""
-    if mean.ndim != 2 or mean.shape != std.shape or z.shape[-1:] != mean.shape[1:]:
-        raise LitvaeError("expected codes (..., L), means and stds (N, L); got "
-                          f"{tuple(z.shape)}, {tuple(mean.shape)}, {tuple(std.shape)}")
-    centre, precision = mean.detach().mean(0), std.square().reciprocal()
-    z, mean = z - centre, mean - centre
-    constant = (mean.square() * precision).sum(1) + 2 * std.log().sum(1) + mean.shape[1] * math.log(2 * math.pi)
-    squares = z.square() @ precision.T - 2 * z @ (mean * precision).T + constant            # (..., N)
-    return (-squares / 2).logsumexp(-1) - math.log(len(mean))
+    Raises `LitvaeError` for other shapes. Source: MEME, equation 4."""
+    return log_mean_exp_normal(z, mean, std)
 
 # %% ../../nbs/meme/03_meme.ipynb #model
 class Meme(MutualSupervision):

@@ -18,7 +18,7 @@ from ..core.representation import gradient_snr, latent_accuracy, relatedness
 from ..core.runs import RunConfig
 from ..core.training import Task, seed_noise
 from ..data import data_root, resolve
-from ..data.pairs import PartialData, load_digit_pairs
+from ..data.pairs import WORDS, PartialData, load_digit_pairs, read_text
 from .mmvae import Mmvae
 from .model import Meme
 from .modalities import (Modality, digit_decoder, digit_encoder, street_decoder, street_encoder,
@@ -71,16 +71,22 @@ def encode_all(model, data, count=None, chunk=1000):
     return {name: torch.cat(parts, dim=1).unbind() for name, parts in found.items()}
 
 
+def _coherence(target, drawn, labels, judges):
+    "The share of what was generated that shows the class of its source; a name of a digit has to be spelt rightly."
+    if target == "text": return np.mean([said == WORDS[k] for said, k in zip(read_text(drawn.cpu()), labels)])
+    return coherence(judges[target][0].to(drawn.device), drawn, labels.to(drawn.device))
+
+
 @torch.no_grad()
 def evaluate_digits(model, train, test, judges, probe=5000, chunk=500):
     "The numbers of the table above as a dict of floats; `train` and `test` are `PairedData`, `judges` classifiers."
     codes, known = encode_all(model, test), encode_all(model, train, min(probe, len(train)))
     labels, device = test.labels(), next(model.parameters()).device
     scores = {}
-    for source, target in product(("digit", "street"), repeat=2):
-        drawn = [model.decode(target, z) for z in codes[source][2].split(chunk)]
-        scores[f"{source}_to_{target}"] = coherence(judges[target][0].to(device), torch.cat(drawn), labels.to(device))
-    for name in ("digit", "street"):
+    for source, target in product(test.modalities, repeat=2):
+        drawn = torch.cat([model.decode(target, z) for z in codes[source][2].split(chunk)])
+        scores[f"{source}_to_{target}"] = _coherence(target, drawn, labels, judges)
+    for name in test.modalities:
         scores[f"latent_{name}"] = latent_accuracy(known[name][2], train.labels(slice(len(known[name][2])), device),
                                                    codes[name][2], labels.to(device))
     some = np.arange(len(test))[::max(1, len(test) // 1000)]                    # distances grow with the square
