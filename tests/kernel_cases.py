@@ -39,6 +39,7 @@ def cases():
                               [torch.randn(1, 2, 5, 3), torch.rand(2) + 0.5, torch.randn(2)], {}),
         "bn_glu, evaluation": (lambda x, w, b: bn_glu(x, w, b, torch.zeros_like(w), torch.ones_like(w), training=False),
                                [torch.randn(2, 4, 3, 3), torch.rand(4) + 0.5, torch.randn(4)], {}),
+        "elu": (lambda x: OPERATORS["elu"](x), [torch.randn(3, 7, 5) * 3], {}),
         "log mean exp": (log_mean_exp_normal, [torch.randn(7, 5), torch.randn(9, 5), torch.rand(9, 5) + 0.3], {}),
         "log mean exp, one": (log_mean_exp_normal, [torch.randn(1, 3), torch.randn(1, 3), torch.rand(1, 3) + 0.3], {}),
         "laplace": (laplace_iwae, [torch.rand(3, 37), torch.rand(5, 3, 37), torch.randn(5, 3)], {"scale": 0.7}),

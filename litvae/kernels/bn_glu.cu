@@ -25,7 +25,8 @@ __global__ void bn_glu_statistics(const float* __restrict__ x, float* __restrict
 
 // One thread merges the parts of one channel.
 __global__ void bn_glu_merge(const float* __restrict__ means, const float* __restrict__ squares,
-                             float* __restrict__ mean, float* __restrict__ variance, int channels, int count, int span) {
+                             float* __restrict__ mean, float* __restrict__ variance,
+                             int channels, int count, int span) {
     int channel = thread_index();
     if (channel >= channels) return;
     float seen = 0.0f, centre = 0.0f, square = 0.0f;
@@ -54,19 +55,22 @@ __global__ void bn_glu(const float* __restrict__ x, const float* __restrict__ we
     int half = channels / 2, c = i / pixels % half, other = c + half;
     size_t at = (size_t)(i / pixels / half) * channels * pixels + (size_t)c * pixels + i % pixels;
     float signal = standardised(x[at], mean[c], variance[c], eps) * weight[c] + bias[c];
-    float gate = standardised(x[at + (size_t)half * pixels], mean[other], variance[other], eps) * weight[other] + bias[other];
+    float gate = standardised(x[at + (size_t)half * pixels], mean[other], variance[other], eps);
+    gate = gate * weight[other] + bias[other];
     y[i] = signal * opening(gate);
 }
 
-struct Pair { float a, q, da, dq; };           // a signal and its gate, standardised, and the gradients behind weight and bias
+// A signal and its gate, standardised, and their gradients behind weight and bias.
+struct Pair { float a, q, da, dq; };
 
-__device__ inline Pair gradients(float g, float a, float q, float weight_a, float bias_a, float weight_q, float bias_q) {
+__device__ inline Pair gradients(float g, float a, float q, float weight_a, float bias_a,
+                                 float weight_q, float bias_q) {
     float open = opening(q * weight_q + bias_q), da = g * open;
     Pair pair = {a, q, da, da * (a * weight_a + bias_a) * (1.0f - open)};
     return pair;
 }
 
-// Block k takes a chunk of channel pair k % half. sums: four planes, of da, da * a, dq and dq * q, a number for each block.
+// Block k takes a chunk of channel pair k % half. sums: planes of da, da * a, dq, dq * q, a number for each block.
 __global__ void bn_glu_backward_sums(const float* __restrict__ grad, const float* __restrict__ x,
                                      const float* __restrict__ weight, const float* __restrict__ bias,
                                      const float* __restrict__ mean, const float* __restrict__ variance,

@@ -61,10 +61,11 @@ def _forward(kernels, x, weight, bias, mean, variance, eps):
 
 def _backward(kernels, grad, x, weight, bias, mean, variance, training, eps):
     grad, x = grad.contiguous(), x.contiguous()
-    half, pixels, statistics = x.shape[1] // 2, x[0, 0].numel(), (weight.contiguous(), bias.contiguous(), mean, variance)
-    count = len(x) * pixels
+    half, pixels = x.shape[1] // 2, x[0, 0].numel()
+    statistics, count = (weight.contiguous(), bias.contiguous(), mean, variance), len(x) * pixels
     chunks = -(-count // _SPAN)
-    sums, dweight, dbias, dx = x.new_empty(4 * chunks * half), *(x.new_empty(2 * half) for _ in range(2)), torch.empty_like(x)
+    sums, dx = x.new_empty(4 * chunks * half), torch.empty_like(x)
+    dweight, dbias = x.new_empty(2 * half), x.new_empty(2 * half)
     kernels("bn_glu_backward_sums", chunks * half, _BLOCK, grad, x, *statistics, sums, half, pixels, count, _SPAN, eps)
     kernels("bn_glu_backward_merge", _blocks(4 * half), _BLOCK, sums, dweight, dbias, half, chunks)
     kernels("bn_glu_backward", _blocks(grad.numel()), _BLOCK, grad, x, *statistics, dweight, dbias, dx,
@@ -131,17 +132,25 @@ def _gradients(ctx, grad, *_):
 _bn_glu.differentiate(_save, _gradients)
 
 # %% ../../nbs/kernels/08_bn_glu.ipynb #public
+_LEAST = {"bn_glu": 1 << 18, "elu": 1 << 16}      # numbers from which the C++ form gains more than its call costs
+
+
+def _worth(name, x, backend):
+    return backend in ("cuda", "emulated") or backend == "native" and x.numel() >= _LEAST[name]
+
+
 def _fused(x, weight, bias, running_mean, running_var):
     "Whether something else than the reference runs: it takes all parameters, and more than one number a channel."
     if weight is None or bias is None or running_mean is None or running_var is None: return False
-    return x.ndim == 4 and x.numel() > x.shape[1] and _bn_glu._backend([x, weight, bias]) != "reference"
+    if x.ndim != 4 or x.numel() <= x.shape[1]: return False
+    return _worth("bn_glu", x, _bn_glu._backend([x, weight, bias]))
 
 
 def bn_glu(x, weight, bias, running_mean, running_var, training=True, momentum=0.1, eps=1e-5):
     """(B, 2C, H, W) -> (B, C, H, W): batch normalisation, then signal times sigmoid of gate.
 
-    In training the statistics are the batch's, and `running_mean`, `running_var` (2C) move towards them by `momentum`.
-    Raises `LitvaeError` for an odd number of channels, `ValueError` as PyTorch does for one value a channel in training.
+    In training the statistics are the batch's; `running_mean` and `running_var` (2C) move towards them by `momentum`.
+    Raises `LitvaeError` for odd channels and, as PyTorch does, `ValueError` for one value a channel in training.
     Source: Dauphin et al. (2017); GENESIS appendix."""
     if x.ndim != 4 or x.shape[1] % 2:
         raise LitvaeError(f"a gated normalisation takes (B, 2C, H, W), got {tuple(x.shape)}")
@@ -200,4 +209,6 @@ class ELU(nn.ELU):
     "`nn.ELU()` that runs the C++ form on a CPU where it is built."
     def __init__(self): super().__init__()
 
-    def forward(self, x): return _elu(x) if x.device.type == "cpu" else super().forward(x)
+    def forward(self, x):
+        if x.device.type == "cpu" and _worth("elu", x, _elu._backend([x])): return _elu(x)
+        return super().forward(x)

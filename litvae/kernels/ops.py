@@ -72,7 +72,6 @@ class Op:
         self.direct = _with_gradient(self.direct, save, backward)
 
     def backend(self, device_type, dtypes=_FLOAT32):
-        "What runs on tensors of these floating-point types."
         native = self.native is not None and all(dtype in self.native_dtypes for dtype in dtypes)
         return _pick(native, device_type, all(dtype == torch.float32 for dtype in dtypes))
 
@@ -82,16 +81,10 @@ class Op:
         return (self.reference if backend == "reference" else self.registered)(*arguments)
 
     def _backend(self, arguments):
-        tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
-        _check_one_device(self.name, tensors)
+        tensors = _on_one_device(self.name, [a for a in arguments if isinstance(a, torch.Tensor)])
         return self.backend(tensors[0].device.type, [t.dtype for t in tensors if t.is_floating_point()])
 
-    def _run(self, *arguments):
-        backend = self._backend(arguments)
-        if backend == "reference": return self.reference(*arguments)
-        if backend == "native": return self.native(native_library(), *arguments)
-        if backend not in self.kernels: self.kernels[backend] = (Gpu if backend == "cuda" else Emulator)(self.file)
-        return self.launch(self.kernels[backend], *arguments)
+    def _run(self, *arguments): return _run_as(self._backend(arguments), self, arguments)
 
 # %% ../../nbs/kernels/04_ops.ipynb #pick
 def _pick(native, device_type, float32):
@@ -114,10 +107,18 @@ def _are_plain(arguments):
     return plain and not torch.compiler.is_compiling()
 
 
-def _check_one_device(name, tensors):
+def _run_as(backend, op, arguments):
+    if backend == "reference": return op.reference(*arguments)
+    if backend == "native": return op.native(native_library(), *arguments)
+    if backend not in op.kernels: op.kernels[backend] = (Gpu if backend == "cuda" else Emulator)(op.file)
+    return op.launch(op.kernels[backend], *arguments)
+
+
+def _on_one_device(name, tensors):
     if len({t.device for t in tensors}) > 1:
         raise LitvaeError(f"{name} got tensors on {', '.join(sorted({str(t.device) for t in tensors}))}; "
                           "move them to one device")
+    return tensors
 
 # %% ../../nbs/kernels/04_ops.ipynb #say
 def describe_backend(device="cpu"):

@@ -26,7 +26,7 @@ def fenced_blocks(notebook):
     found = {}
     for kind, text in cells:
         for language, stem, block in _FENCE.findall(text) if kind == "markdown" else ():
-            if not (stem or module): raise LitvaeError(f"a {language} block needs a name, or a #| default_exp above it")
+            if not (stem or module): raise LitvaeError(f"a {language} block needs a name, or default_exp above it")
             found.setdefault((stem or module) + _SUFFIXES[language], []).append(block)
     return {name: "\n".join(blocks) for name, blocks in found.items()}
 
