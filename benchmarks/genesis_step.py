@@ -19,8 +19,9 @@ from litvae.core.environment import hardware
 from litvae.core.layers import BroadcastConv2d, GatedConv2d
 from litvae.core.objectives import geco_for_images
 from litvae.genesis.model import Genesis
+from litvae.kernels.counting import KernelCounter, saved_bytes
 
-from measuring import Kernels, peak_growth, saved_bytes, timed
+from measuring import peak_growth, same_loss_and_gradients, timed
 
 
 # The plain form
@@ -108,16 +109,7 @@ class Step:
 
 def check(model, x):
     "Both forms have one loss and one gradient, in float64 and on one image."
-    found = []
-    for plain in (False, True):
-        step = Step(model.double(), x[:1].double(), plain)
-        torch.manual_seed(0)
-        loss = step.loss()
-        loss.backward()
-        found.append([loss.detach()] + [p.grad for p in step.model.parameters()])
-    worst = max(((a - b).abs().max() / b.abs().max().clamp(min=1)).item() for a, b in zip(*found))
-    assert worst < 1e-10, f"the two forms differ by {worst:.1e}"
-    return worst
+    return same_loss_and_gradients(lambda plain: Step(model.double(), x[:1].double(), plain), 1e-10)
 
 
 def main():
@@ -134,11 +126,12 @@ def main():
     print(f"same loss and gradients: largest difference {check(copy.deepcopy(model), x):.1e} in float64")
     steps = {"ours": Step(model, x, plain=False), "plain": Step(model, x, plain=True)}
     for step in steps.values(): step()                                                # warm-up
-    memory = {name: (saved_bytes(step), peak_growth(step)) for name, step in steps.items()}
+    memory = {name: (saved_bytes(step.loss, step.model.parameters()), peak_growth(step))
+              for name, step in steps.items()}
     flops, kernels = {}, {}
     for name, step in steps.items():
         with FlopCounterMode(display=False) as counter: step()
-        with Kernels() as mode: step()
+        with KernelCounter() as mode: step()
         flops[name], kernels[name] = counter.get_total_flops(), mode.count
     a, b, times = torch.randn(1024, 1024), torch.randn(1024, 1024), {"ours": [], "plain": [], "sgemm": []}
     for _ in range(args.rounds):

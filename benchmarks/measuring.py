@@ -1,29 +1,22 @@
-"""What the benchmarks count and time: CPU seconds, kernels, memory."""
+"""What the benchmarks share: one check that two forms of a step agree, CPU seconds, memory."""
 import time
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class Kernels(TorchDispatchMode):
-    "Counts the aten operations that compute: no views, no allocations, no questions about types, no markers."
-    count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        idle = ("aten.empty", "aten.new_empty", "aten._unsafe_view", "aten.promote_types", "profiler.")
-        if not function.is_view and not str(function).startswith(idle): self.count += 1
-        return function(*args, **(kwargs or {}))
-
-
-def saved_bytes(step):
-    "Bytes that the forward pass keeps for the backward pass, each storage once, parameters left out."
-    own, kept = {p.untyped_storage().data_ptr() for p in step.model.parameters()}, {}
-    def pack(t):
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in own: kept[storage.data_ptr()] = storage.nbytes()
-        return t
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): step.loss()
-    return sum(kept.values())
+def same_loss_and_gradients(make, bound):
+    """The largest difference of loss and gradients between the steps `make(False)` and `make(True)`, with one noise
+    for both, relative to the largest number of each; fails beyond `bound`."""
+    found = []
+    for plain in (False, True):
+        step = make(plain)
+        torch.manual_seed(0)
+        loss = step.loss()
+        loss.backward()
+        found.append([loss.detach()] + [p.grad for p in step.model.parameters()])
+    worst = max(((a - b).abs().max() / b.abs().max().clamp(min=1)).item() for a, b in zip(*found))
+    assert worst < bound, f"the two forms differ by {worst:.1e}"
+    return worst
 
 
 def resident(field):

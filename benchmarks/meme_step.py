@@ -15,10 +15,11 @@ import torch
 from litvae.core.environment import hardware
 from litvae.core.training import batch_indices
 from litvae.data.pairs import load_digit_pairs
+from litvae.kernels.counting import saved_bytes
 from litvae.meme.modalities import Modality, digit_decoder, digit_encoder, street_decoder, street_encoder
 from litvae.meme.model import Meme
 
-from measuring import peak_growth, saved_bytes, timed
+from measuring import peak_growth, same_loss_and_gradients, timed
 
 
 def build(latent, samples):
@@ -58,16 +59,8 @@ class Step:
 
 def check(model, batch):
     "Both forms have one loss and one gradient, in float64 and on four examples."
-    found = []
-    for plain in (False, True):
-        step = Step(model.double(), {name: x[:4].double() for name, x in batch.items()}, plain)
-        torch.manual_seed(0)
-        loss = step.loss()
-        loss.backward()
-        found.append([loss.detach()] + [p.grad for p in step.model.parameters()])
-    worst = max(((a - b).abs().max() / b.abs().max().clamp(min=1)).item() for a, b in zip(*found))
-    assert worst < 1e-8, f"the two forms differ by {worst:.1e}"
-    return worst
+    few = {name: x[:4].double() for name, x in batch.items()}
+    return same_loss_and_gradients(lambda plain: Step(model.double(), few, plain), 1e-8)
 
 
 def decode_once(model, batch):
@@ -84,7 +77,8 @@ def decode_once(model, batch):
 def measure(model, batch, rounds):
     steps = {"ours": Step(model, batch, plain=False), "straightforward": Step(model, batch, plain=True)}
     for step in steps.values(): step()                                                # warm-up
-    memory = {name: (saved_bytes(step), peak_growth(step)) for name, step in steps.items()}
+    memory = {name: (saved_bytes(step.loss, step.model.parameters()), peak_growth(step))
+              for name, step in steps.items()}
     times = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items(): times[name].append(timed(step))
@@ -92,7 +86,8 @@ def measure(model, batch, rounds):
         saved, growth = ("-" if n is None else f"{n / 2**20:.0f} MiB" for n in memory[name])
         print(f"  {name}: CPU s {min(times[name]):.3f} (min), {statistics.median(times[name]):.3f} (median); "
               f"saved for backward {saved}; growth of memory {growth}")
-    print(f"  one decode of each code: saved for backward {saved_bytes(decode_once(model, batch)) / 2**20:.0f} MiB")
+    once = saved_bytes(decode_once(model, batch).loss, model.parameters())
+    print(f"  one decode of each code: saved for backward {once / 2**20:.0f} MiB")
     a, b = times["straightforward"], times["ours"]
     ratios = {"min": min(a) / min(b), "median": statistics.median(a) / statistics.median(b)}
     print("  straightforward / ours: " + ", ".join(f"{ratio:.2f} ({word})" for word, ratio in ratios.items()))

@@ -210,6 +210,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'litvae.core.pool': { 'litvae.core.pool._Worker': ('core/pool.html#_worker', 'litvae/core/pool.py'),
                                   'litvae.core.pool._Worker.__init__': ('core/pool.html#_worker.__init__', 'litvae/core/pool.py'),
                                   'litvae.core.pool._Worker.begin': ('core/pool.html#_worker.begin', 'litvae/core/pool.py'),
+                                  'litvae.core.pool._Worker.end': ('core/pool.html#_worker.end', 'litvae/core/pool.py'),
                                   'litvae.core.pool._Worker.outcome': ('core/pool.html#_worker.outcome', 'litvae/core/pool.py'),
                                   'litvae.core.pool._bar': ('core/pool.html#_bar', 'litvae/core/pool.py'),
                                   'litvae.core.pool._failure_text': ('core/pool.html#_failure_text', 'litvae/core/pool.py'),

@@ -199,7 +199,8 @@ def test_provenance_sums_up_the_runs():
     assert origin["data"] == [{"name": "extra", "source": "real"}, {"name": "toys", "source": "real"},
                               {"name": "toys_proc", "source": "standin"}]
     assert origin["parameters"] == {"steps": 5} and len(origin["runs"]) == 3
-    assert set(origin["environment"]) == {"python", "torch", "litvae", "numpy", "matplotlib", "git_commit", "hardware"}
+    assert set(origin["environment"]) == {"python", "torch", "litvae", "numpy", "matplotlib", "git_commit", "hardware",
+                                          "operators"}
 
 
 def test_nothing_private_is_written():

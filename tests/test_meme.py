@@ -10,6 +10,7 @@ from torch.distributions import Normal
 from litvae.core.files import LitvaeError
 from litvae.core.training import Task, Trainer
 from litvae.data.pairs import PairedData, PartialData
+from litvae.kernels.counting import saved_bytes
 from litvae.meme.bound import supervised_bound
 from litvae.meme.modalities import (CaptionDecoder, CaptionEncoder, Modality, digit_decoder, digit_encoder,
                                     street_decoder, street_encoder)
@@ -108,16 +109,6 @@ def test_decoding_few_samples_again_changes_no_gradient(samples):
         value = class_likelihoods({"street": part}, x, z, tolerance).logsumexp(0).sum()
         results.append((value, *torch.autograd.grad(value, [z, *part.decoder.parameters()])))
     for few, all_ in zip(*results): torch.testing.assert_close(few, all_, rtol=1e-6, atol=1e-8)
-
-
-def saved_bytes(function):
-    "Bytes that a forward pass keeps for the backward pass, each storage once."
-    kept = {}
-    def pack(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor): function()
-    return sum(kept.values())
 
 
 @pytest.mark.parametrize("scale", [1e-2, 1e2])                          # one sample counts, or all do

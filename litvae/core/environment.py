@@ -41,7 +41,9 @@ def git_commit():
 
 # %% ../../nbs/core/10_environment.ipynb #environment
 def environment():
-    "Versions, commit and hardware of this process as a dict of text."
+    "Versions, commit and hardware of this process, and what runs its operators, as a dict of text."
     import torch
+    from litvae.kernels.ops import describe_backend
     return {"python": platform.python_version(), "torch": str(torch.__version__), "litvae": litvae.__version__,
-            "git_commit": git_commit(), "hardware": hardware()}
+            "git_commit": git_commit(), "hardware": hardware(),
+            "operators": describe_backend("cuda" if torch.cuda.is_available() else "cpu")}

@@ -47,7 +47,13 @@ class _Worker:
             self.process.join()
             return "a worker process was killed (out of memory?)"
 
+    def end(self):
+        "An idle process leaves when nobody is at the other end; one that is busy is interrupted."
+        self.pipe.close()
+        if not self.config: self.process.join(10)
+        self.process.terminate(), self.process.join()
 
+# %% ../../nbs/core/07_pool.ipynb #serve
 def _follow_parent():
     "A killed parent cannot say goodbye: without it nobody would wait for what is trained here."
     connection.wait([multiprocessing.parent_process().sentinel])
@@ -100,7 +106,7 @@ def train_all(configs, jobs=None, root="runs", progress=True):
                     if not worker.process.is_alive(): workers[workers.index(worker)] = _Worker(root)
                 bar.update(sum(steps_done(config, root) for config in missing) - bar.n)
     finally:
-        for worker in workers: worker.process.terminate(), worker.process.join()     # idle, unless we were interrupted
+        for worker in workers: worker.end()
     if failures: raise LitvaeError(_failure_text(failures, len(configs)))
     return [train_or_load(config, root) for config in configs]
 

@@ -48,13 +48,14 @@ def contingency_tables(true, pred, rows, columns, check=True):
     """Pixel counts (B, R, C), int64, of integer labels (B, P): true ones in rows, predicted ones in columns.
 
     Pixels with a negative true label are not counted. Raises `LitvaeError` for other shapes and types, and for true
-    labels beyond `rows` or predicted ones outside 0 to `columns` - 1; these are not looked for without `check`."""
+    labels beyond `rows` or predicted ones outside 0 to `columns` - 1; these are not looked for without `check`,
+    nor by a compiled function."""
     if true.ndim != 2 or true.shape != pred.shape:
         raise LitvaeError(f"expected true and predicted labels (B, P), got {tuple(true.shape)} and {tuple(pred.shape)}")
     if any(t.is_floating_point() or t.is_complex() for t in (true, pred)):
         raise LitvaeError(f"labels are integers, got {true.dtype} and {pred.dtype}; take the argmax over slots first")
     if rows < 1 or columns < 1: raise LitvaeError(f"a table has rows and columns, got {rows} and {columns}")
-    if check and true.numel():
+    if check and true.numel() and not torch.compiler.is_compiling():
         for labels, role, limit in ((true, "true", rows), (pred, "predicted", columns)):
             low, high = (int(x) for x in labels.aminmax())
             if high >= limit or low < 0 and role == "predicted":

@@ -125,7 +125,6 @@ void call(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) {
     kernel(*static_cast<std::remove_reference_t<A>*>(arguments[I])...);
 }
 
-
 static void** launched;
 template <auto kernel, class... A> void thread_body(void (*)(A...)) {
     call(kernel, launched, std::index_sequence_for<A...>{});
@@ -141,7 +140,7 @@ template <auto kernel> int launch(unsigned grid, unsigned block, void** argument
     order.resize(block);
     for (unsigned i = 0; i < block; ++i) {
         threads[i].rank = i;
-        order[i] = turn == 0 ? i : turn == 1 ? block - 1 - i : (i * 7 + 3) % block;
+        order[i] = turn == 0 ? i : turn == 1 ? block - 1 - i : (i * 37 + 3) % block;
     }
     for (unsigned i = 0; i < grid; ++i) {
         blockIdx.x = turn == 1 ? grid - 1 - i : i;

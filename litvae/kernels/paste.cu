@@ -61,7 +61,7 @@ __global__ void paste(const float* __restrict__ glimpses, const float* __restric
     for (int l = 0; l <= C; ++l) sums[l] = 0.0f;
     int hits = 0;
     for (int start = 0; start < slots; start += threads) {
-        __syncthreads();                                            // the batch before has been used by all
+        __syncthreads();                                            // the portion before has been used by all
         int mine = start + threadIdx.x;
         if (mine < slots) {
             const float* box = boxes + ((size_t)image * slots + mine) * 4;

@@ -72,12 +72,13 @@ def _masks(ds):
 
 def _describe(entry):
     "A data set in a few lines: its stand-in, its real files and whether they are there."
+    from litvae.data import data_root
     if entry["own"]: return _describe_own(entry)
     standin = f"stand-in: {entry['standin']}" if entry["standin"] else "no stand-in"
     files = "".join(f"\n    {name}: {text}" for name, text in entry["files"].items())
-    there = "present" if entry["present"] else "absent"
+    there = ("present" if entry["present"] else "none") + f" in {data_root() / entry['name']}"
     about = textwrap.indent(textwrap.fill(entry["doc"], 110), "  ")
-    return f"\n{entry['name']} (real files {there}; {standin}){files}\n" + about
+    return f"\n{entry['name']} (real files: {there}; {standin}){files}\n" + about
 
 
 def _describe_own(entry):
@@ -186,7 +187,7 @@ def _training_arguments(sub):
     sub.add_argument("--only", default="*", metavar="PATTERN",
                      help="only runs whose name matches, such as '*dc-latent16-*'")
     sub.add_argument("--run", metavar="NAME",
-                     help="exactly one run, trained in this process (for cluster jobs and torchrun)")
+                     help="exactly one run, trained in this process (for cluster jobs)")
     sub.add_argument("--jobs", type=int, help="processes side by side (default: one a core)")
     sub.add_argument("--runs", default="runs", metavar="DIR", help="folder of the runs")
     sub.add_argument("--list", action="store_true", help="list the runs and how far they are, train nothing")

@@ -55,7 +55,9 @@ def page_jobs(preset, papers, only=None, runs="runs", out=None):
             if only in (None, page.id):
                 parameters = page.parameters | {"preset": preset.name, "runs": str(root / runs), "out": str(out)}
                 jobs.append(PageJob(page, page_configs(paper, page, preset), parameters, root, root / runs, out))
-    if not jobs: raise LitvaeError(f"unknown page {only!r} of {', '.join(papers)}")
+    if not jobs:
+        known = ", ".join(page for name in papers for page in load_paper(name, root).pages)
+        raise LitvaeError(f"unknown page {only!r} of {', '.join(papers)}; there are {known}")
     return jobs
 
 # %% ../../nbs/reproduce/03_reproduce.ipynb #reproduce
