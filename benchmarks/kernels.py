@@ -29,7 +29,7 @@ def workloads(device, small):
         "mixture likelihood, K = 5": (lambda m, l, x=rand(b, 3, s, s): mixture_nll(x, m, l, 0.7),
                                       [rand(b, 5, 3, s, s), torch.log_softmax(rand(b, 5, 1, s, s), 1)]),
         "stick breaking, K = 5": (stick_breaking, [rand(b, 5, 1, s, s)]),
-        "batch norm and gate": (lambda x, w, c: bn_glu(x, w, c, None, None, training=True),
+        "batch norm and gate": (lambda x, w, c, mean=rand(64), variance=rand(64): bn_glu(x, w, c, mean, variance),
                                 [rand(b, 64, s, s), rand(64), rand(64)]),
         f"paste, K = {k}": (lambda g, a, o, n: paste(g, a, o, n, (side, side))[0],
                             [rand(few, k, 3, 16, 16), rand(few, k, 1, 16, 16), boxes(few, k), rand(few, k)]),

@@ -23,6 +23,10 @@ def boxes(*shape):
     return found
 
 
+def normalised(x, weight, bias, training=True):
+    return bn_glu(x, weight, bias, torch.full_like(weight, 0.1), torch.full_like(weight, 1.5), training)
+
+
 def cases():
     "name -> (function, tensors, other arguments); the same numbers at each call."
     torch.manual_seed(0)
@@ -33,12 +37,10 @@ def cases():
         "stick breaking, one slot": (stick_breaking, [torch.randn(1, 1, 1, 3, 3)], {}),
         "crop": (crop, [torch.rand(2, 3, 13, 11), boxes(2, 4)], {"size": (5, 6)}),
         "crop, one box": (crop, [torch.rand(1, 1, 8, 9), boxes(1, 1)], {"size": (3, 3)}),
-        "bn_glu": (lambda x, w, b: bn_glu(x, w, b, None, None, training=True),
-                   [torch.randn(3, 6, 7, 5), torch.rand(6) + 0.5, torch.randn(6)], {}),
-        "bn_glu, one image": (lambda x, w, b: bn_glu(x, w, b, None, None, training=True),
-                              [torch.randn(1, 2, 5, 3), torch.rand(2) + 0.5, torch.randn(2)], {}),
-        "bn_glu, evaluation": (lambda x, w, b: bn_glu(x, w, b, torch.zeros_like(w), torch.ones_like(w), training=False),
-                               [torch.randn(2, 4, 3, 3), torch.rand(4) + 0.5, torch.randn(4)], {}),
+        "bn_glu": (normalised, [torch.randn(3, 6, 7, 5), torch.rand(6) + 0.5, torch.randn(6)], {}),
+        "bn_glu, one image": (normalised, [torch.randn(1, 2, 5, 3), torch.rand(2) + 0.5, torch.randn(2)], {}),
+        "bn_glu, evaluation": (normalised, [torch.randn(2, 4, 3, 3), torch.rand(4) + 0.5, torch.randn(4)],
+                               {"training": False}),
         "elu": (lambda x: OPERATORS["elu"](x), [torch.randn(3, 7, 5) * 3], {}),
         "log mean exp": (log_mean_exp_normal, [torch.randn(7, 5), torch.randn(9, 5), torch.rand(9, 5) + 0.3], {}),
         "log mean exp, one": (log_mean_exp_normal, [torch.randn(1, 3), torch.randn(1, 3), torch.rand(1, 3) + 0.3], {}),
