@@ -76,12 +76,13 @@ def worst(found, expected):
 
 
 def sanitized():
-    "Run every case once through kernels built with the address and undefined-behaviour sanitizers."
+    "Run a case of each kernel through sources built with the address and undefined-behaviour sanitizers."
     from litvae.kernels.emulation import Emulator
     from litvae.kernels.ops import use_backend
     for op in OPERATORS.values(): op.kernels["emulated"] = Emulator(op.file, sanitize=True)
     with use_backend("emulated"):
-        for case in cases().values(): run(case)
+        for name, case in cases().items():
+            if "," not in name or name in ("paste, softmax", "mixture, 5 slots", "mixture, 20 slots, joint"): run(case)
     print("clean")
 
 

@@ -1,6 +1,6 @@
 """The operators of litvae.kernels: compiled for three generations of GPUs, run on the CPU, and on a GPU where there is
 one. Nothing but the tests marked `gpu` needs a GPU."""
-import itertools, os, re, shutil, subprocess, sys
+import os, re, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest, torch
@@ -27,16 +27,17 @@ def instances(file):
 
 @pytest.mark.skipif(not torch.version.cuda, reason="this PyTorch was built without CUDA")
 @pytest.mark.parametrize("file", FILES)
-def test_every_kernel_compiles_for_three_generations(file, tmp_path):
+def test_every_kernel_compiles(file, tmp_path):
+    "All for one generation, the first for each; `nvcc` below takes all for all."
     assert instances(file), f"no operator names the kernels of {file}"
     text = source("common.cu") + source(file)
-    for name, generation in itertools.product(instances(file), GENERATIONS):
-        assert compile_kernel(text, name, generation, tmp_path)[1]
+    for name in instances(file): assert compile_kernel(text, name, 90, tmp_path)[1]
+    for generation in GENERATIONS: assert compile_kernel(text, instances(file)[0], generation, tmp_path)[1]
 
 
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="nvcc is not on this machine")
 @pytest.mark.parametrize("file", FILES)
-def test_no_kernel_spills_registers(file, tmp_path):
+def test_no_kernel_spills_registers_in_three_generations(file, tmp_path):
     kept = ", ".join(f"(void*)&{name}" for name in instances(file))
     text = f"{source('common.cu')}{source(file)}\nvoid* kept[] = {{{kept}}};\n"
     (tmp_path / "all.cu").write_text(text)
@@ -114,7 +115,9 @@ def test_opcheck_passes_for_every_operator():
         for case in CASES.values(): run(case)
     assert {function._schema.name.split("::")[1] for function in recorder.calls} == set(OPERATORS)
     for function, (args, kwargs) in recorder.calls.items():
-        args = [a.detach().requires_grad_(a.requires_grad) if isinstance(a, torch.Tensor) else a for a in args]
+        gradient = "backward" not in str(function)                    # a gradient has none of its own
+        args = [a.detach().requires_grad_(a.requires_grad and gradient) if isinstance(a, torch.Tensor) else a
+                for a in args]
         torch.library.opcheck(function, args, kwargs)
 
 
