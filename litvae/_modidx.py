@@ -1056,6 +1056,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'litvae.kernels.ops._on_one_device': ('kernels/ops.html#_on_one_device', 'litvae/kernels/ops.py'),
                                     'litvae.kernels.ops._pick': ('kernels/ops.html#_pick', 'litvae/kernels/ops.py'),
                                     'litvae.kernels.ops._run_as': ('kernels/ops.html#_run_as', 'litvae/kernels/ops.py'),
+                                    'litvae.kernels.ops._said': ('kernels/ops.html#_said', 'litvae/kernels/ops.py'),
                                     'litvae.kernels.ops._with_gradient': ('kernels/ops.html#_with_gradient', 'litvae/kernels/ops.py'),
                                     'litvae.kernels.ops.backend_of': ('kernels/ops.html#backend_of', 'litvae/kernels/ops.py'),
                                     'litvae.kernels.ops.describe_backend': ('kernels/ops.html#describe_backend', 'litvae/kernels/ops.py'),

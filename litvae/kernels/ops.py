@@ -6,8 +6,9 @@
 __all__ = ['BACKENDS', 'OPERATORS', 'use_backend', 'backend_of', 'Op', 'describe_backend']
 
 # %% ../../nbs/kernels/04_ops.ipynb #imports
-import os
+import os, warnings
 from contextlib import contextmanager
+from functools import lru_cache
 import torch
 from ..core.files import LitvaeError
 from .compiling import Gpu, cuda_problem
@@ -91,8 +92,15 @@ def _pick(native, device_type, float32):
     if _choice == "auto" and device_type == "cpu":
         return "native" if native and native_library() is not None else "reference"
     if _choice == "reference" or not float32: return "reference"
-    if device_type == "cuda": return "reference" if cuda_problem() else "cuda"
+    if device_type == "cuda": return "reference" if _said(cuda_problem()) else "cuda"
     return "emulated" if device_type == "cpu" else "reference"
+
+
+@lru_cache
+def _said(problem):
+    "The problem of a GPU that cannot run the kernels, after a warning, once."
+    if problem: warnings.warn(f"the operators run as plain PyTorch on this GPU: {problem}", stacklevel=2)
+    return problem
 
 
 def _with_gradient(function, save, backward):
