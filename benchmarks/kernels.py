@@ -134,7 +134,7 @@ def ladder(args, device, clock):
             trainer = Trainer(task, 1e-4, count, precision=precision, compiled=compiled)
             def step(trainer=trainer):
                 trainer.gradient(0)
-                trainer.optimiser.step()
+                trainer.optimisers["model"].step()
             candidates[name] = with_backend(backend, step)
         found = interleaved(candidates, clock, args.rounds)
         print(f"\n| GENESIS {kind}, {size}x{size}, 5 slots, batch {count} | plain / this: min | median |")

@@ -224,7 +224,7 @@ def test_a_truncated_checkpoint_is_refused(stopped, length):
 def test_no_flipped_bit_of_a_checkpoint_gets_through(tmp_path):
     "One bit of the file is turned, wherever: what is loaded is what was saved, or there is one clear error."
     optimiser = {"state": {0: {"step": torch.tensor(3.0)}}, "groups": [{"lr": 0.1}]}
-    state = {"task": {"w": torch.randn(3)}, "optimiser": optimiser, "step": 7, "seconds": 1.5, "config_hash": "ab" * 32}
+    state = {"task": {"w": torch.randn(3)}, "optimisers": {"model": optimiser}, "step": 7, "seconds": 1.5, "config_hash": "ab" * 32}
     file, flipped = tmp_path / "checkpoint.pt", tmp_path / "flipped.pt"
     save_checkpoint(file, state)
     raw, refused, other = file.read_bytes(), 0, {}
@@ -266,9 +266,9 @@ def alter_checkpoint(path, change):
     "shape": lambda state: state["task"].update({"model.encode.weight": torch.zeros(5, 16)}),
     "missing weight": lambda state: state["task"].pop("model.encode.bias"),
     "unknown weight": lambda state: state["task"].update(other=torch.zeros(1)),
-    "optimiser shape": lambda state: state["optimiser"]["state"][0].update(exp_avg=torch.zeros(5, 16)),
-    "optimiser groups": lambda state: state["optimiser"].update(param_groups=[]),
-    "no optimiser": lambda state: state.pop("optimiser"),
+    "optimiser shape": lambda state: state["optimisers"]["model"]["state"][0].update(exp_avg=torch.zeros(5, 16)),
+    "optimiser groups": lambda state: state["optimisers"]["model"].update(param_groups=[]),
+    "no optimiser": lambda state: state.pop("optimisers"),
     "no step": lambda state: state.pop("step"),
     "step of another kind": lambda state: state.update(step="eight"),
     "no seconds": lambda state: state.pop("seconds"),
@@ -475,7 +475,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint_and_a_report(
     assert caught.value.step == 11
     kept = load_checkpoint(path / "checkpoint.pt", config_hash(config))
     good = load_checkpoint(stopped / "checkpoint.pt", config_hash(toy()))
-    assert all(equal(kept[key], good[key]) for key in ("step", "task", "optimiser"))
+    assert all(equal(kept[key], good[key]) for key in ("step", "task", "optimisers"))
     report = read_json(path / "failure.json")
     assert report["step"] == 11 and "step 11" in report["message"] and set(report["parts"]) == {"loss", "err", "size"}
     assert set(contents(path)) == {"config.json", "metrics.jsonl", "checkpoint.pt", "failure.json"}

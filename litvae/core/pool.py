@@ -7,7 +7,6 @@ __all__ = ['steps_done', 'train_all']
 
 # %% ../../nbs/core/07_pool.ipynb #imports
 import multiprocessing, os, re, signal, sys, threading
-from collections import deque
 from contextlib import suppress
 from multiprocessing import connection
 import torch
@@ -84,20 +83,29 @@ def _report(config, root, missing, failures):
     print(f"[{done}/{count}] {config.name}: {config.steps} steps in {result['seconds']:.0f} s ({numbers})",
           file=sys.stderr, flush=True)
 
+# %% ../../nbs/core/07_pool.ipynb #order
+def _next(queue, busy, root):
+    "The first configuration of `queue` whose predecessor is finished; the first of all if nobody is `busy`; or None."
+    for config in queue:
+        first = RunConfig.from_dict(config.start_from) if config.start_from else None
+        if first is None or (run_path(first, root) / "result.json").exists() or not busy: return config
+
 # %% ../../nbs/core/07_pool.ipynb #train-all
 def train_all(configs, jobs=None, root="runs", progress=True):
     """The finished `Run`s of `configs`, in order; missing ones are trained, `jobs` processes side by side
     (default: one a core).
 
     Raises `LitvaeError` naming every run that failed, after all others have finished."""
-    queue = deque(config for config in configs if not (run_path(config, root) / "result.json").exists())
+    queue = [config for config in configs if not (run_path(config, root) / "result.json").exists()]
     missing, failures, workers = list(queue), {}, []
     try:
         if missing: workers = [_Worker(root) for _ in range(max(1, min(jobs or os.cpu_count() or 1, len(missing))))]
         with _bar(missing, root) as bar:
             while queue or any(worker.config for worker in workers):
                 for worker in workers:
-                    if not worker.config and queue: worker.begin(queue.popleft())
+                    busy = any(other.config for other in workers)
+                    if not worker.config and (config := _next(queue, busy, root)):
+                        queue.remove(config), worker.begin(config)
                 for pipe in connection.wait([worker.pipe for worker in workers if worker.config], timeout=0.3):
                     worker = next(w for w in workers if w.pipe is pipe)
                     config, trouble, worker.config = worker.config, worker.outcome(), None

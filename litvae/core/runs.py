@@ -9,7 +9,7 @@ __all__ = ['TASKS', 'RunConfig', 'register_task', 'task_class', 'build_task', 'R
 # %% ../../nbs/core/06_runs.ipynb #imports
 import importlib, json, math, os, sys, time, zipfile
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 import pandas as pd
@@ -45,13 +45,14 @@ class RunConfig:
     evaluate_every: int = 0
     version: int = 1
     compiled: bool = False
+    start_from: dict = field(default_factory=dict)
 
     def __post_init__(self): _check(self)
 
     @property
     def run_id(self): return f"{self.name}-{fingerprint(self.to_dict())}"
-    def to_dict(self):                                 # without `compiled` where it is off
-        return {name: value for name, value in asdict(self).items() if value or name != "compiled"}
+    def to_dict(self):                                 # without what is off
+        return {name: value for name, value in asdict(self).items() if value or name not in ("compiled", "start_from")}
 
     @classmethod
     def from_dict(cls, values):
@@ -78,9 +79,10 @@ def _check(config):
         raise LitvaeError(f"run {config.name}: learning_rate must be a positive number, got {rate!r}")
     if not isinstance(config.compiled, bool):
         raise LitvaeError(f"run {config.name}: compiled must be true or false, got {config.compiled!r}")
-    for key in ("data", "model", "objective"):
+    for key in ("data", "model", "objective", "start_from"):
         if not isinstance(getattr(config, key), dict):
             raise LitvaeError(f"run {config.name}: {key} must be a dictionary, got {getattr(config, key)!r}")
+    if config.start_from: RunConfig.from_dict(config.start_from)
 
 # %% ../../nbs/core/06_runs.ipynb #resolve
 TASKS = {}
@@ -255,8 +257,8 @@ def _restore(trainer, state):
     "Load `state`, and insist on what `load_state_dict` does not look at; returns the seconds spent."
     trainer.load_state_dict(state)
     if not isinstance(trainer.step, int): raise TypeError("the step is not a number")
-    for p, moments in trainer.optimiser.state.items():
-        if moments["exp_avg"].shape != p.shape:
+    for p, state_of in ((p, values) for each in trainer.optimisers.values() for p, values in each.state.items()):
+        if any(torch.is_tensor(value) and value.ndim and value.shape != p.shape for value in state_of.values()):
             raise ValueError("the optimiser's state has other shapes")
     return float(state["seconds"])
 
@@ -280,7 +282,11 @@ def _finish(run_path, config, trainer, seconds):
 
 def _train_to_end(run_path, config, progress):
     "Build, resume, train, finish; every rank of a distributed run comes through here."
-    task = build_task(config).to(default_device())
+    task = build_task(config)
+    if config.start_from:
+        first = train_or_load(RunConfig.from_dict(config.start_from), run_path.parents[1], progress)
+        task.start_from(first.load_task())
+    task.to(default_device())
     trainer = Trainer(task, config.learning_rate, config.batch_size, config.seed, config.precision, config.compiled)
     seconds = _resume(run_path, config, trainer)
     try: seconds = _train(run_path, config, trainer, seconds, progress)

@@ -45,7 +45,10 @@ class Task(nn.Module):
     """A `model`, an `objective` and data, ready for the loop: `forward(batch)` -> `Loss`, `evaluate()` -> dict of
     floats.
 
-    `train` and `validation` have a length and `images(indices, device)` -> (B, C, H, W) in [0, 1]."""
+    `train` and `validation` have a length and `images(indices, device)` -> (B, C, H, W) in [0, 1]. `phases`: name ->
+    name of its optimiser, in the order of a step; with several, `forward(batch, phase)` is called once for each."""
+    phases, keep_gradient = {"model": "model"}, ()         # phases that add to the gradient of the one before
+
     def __init__(self, model, objective, train, validation=None):
         super().__init__()
         self.model, self.objective = model, objective
@@ -65,6 +68,22 @@ class Task(nn.Module):
     def batch(self, indices): return self.train_data.images(indices, device=self.device)
 
     def forward(self, batch): return self.model.loss(batch, self.objective)
+
+    def optimisers(self, learning_rate):
+        "name -> optimiser: Adam over all that can be trained."
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        return {"model": torch.optim.Adam(parameters, lr=learning_rate, fused=True)}
+
+    def rate(self, step):
+        "What the learning rate of step number `step` is multiplied by."
+        return 1.0
+
+    def begin(self, step):
+        "Set what changes with the number of the step alone, such as a temperature; called before each step."
+
+    def start_from(self, task):
+        "Take over what this task needs from the trained `task` of another run, named in `RunConfig.start_from`."
+        raise LitvaeError(f"{type(self).__name__} cannot start from another run")
 
     def evaluate(self): return {}
 
@@ -102,33 +121,47 @@ class NonFiniteLoss(LitvaeError):
 
 # %% ../../nbs/core/05_training.ipynb #trainer
 class Trainer:
-    "Takes Adam steps on a `Task`; the global batch and the noise of a step are functions of (seed, step)."
+    "Takes steps on a `Task`; the global batch and the noise of a step are functions of (seed, step)."
     def __init__(self, task, learning_rate=1e-4, batch_size=32, seed=0, precision="fp32", compiled=False):
         precision_context(precision, "cpu")
         self.task, self.batch_size, self.seed, self.precision, self.step = task, batch_size, seed, precision, 0
         self.rank, self.world, self.parallel = _shared(task, batch_size)
         if compiled: self.parallel = _compiled(self.parallel, task.device.type)
-        self.optimiser = _adam(task, learning_rate)
+        self.optimisers = task.optimisers(learning_rate)
+        for group in self._groups(): group.setdefault("initial_lr", group["lr"])
 
-    def gradient(self, step):
-        "The `Loss` of the global batch of `step` (this rank's rows), backpropagated into the gradients."
+    def _groups(self): return [group for optimiser in self.optimisers.values() for group in optimiser.param_groups]
+
+    def gradient(self, step, phase="model"):
+        "The `Loss` of a phase for the global batch of `step` (this rank's rows), backpropagated into the gradients."
         rows = self.task.rows(step, self.batch_size, self.seed)[self.rank::self.world]
-        seed_noise(self.seed, step, rank=self.rank)
-        with precision_context(self.precision, self.task.device.type): loss = self.parallel(self.task.batch(rows))
-        self.optimiser.zero_grad(set_to_none=True)
+        seed_noise(self.seed, step, "train" if phase == "model" else phase, rank=self.rank)
+        several = len(self.task.phases) > 1
+        if several: _train_only(self.optimisers, self.task.phases[phase])
+        if phase not in self.task.keep_gradient: self.task.zero_grad(set_to_none=True)
+        with precision_context(self.precision, self.task.device.type):
+            loss = self.parallel(self.task.batch(rows), *([phase] if several else []))
         loss.total.backward()
         return loss
+
+    def take_step(self, step):
+        "Gradient and step of each phase; yields the name of each phase and its `Loss`."
+        self.task.begin(step)
+        for group in self._groups(): group["lr"] = group["initial_lr"] * self.task.rate(step)
+        for phase, name in self.task.phases.items():
+            loss = self.gradient(step, phase)
+            self.optimisers[name].step()
+            yield phase, loss
 
     def advance(self, steps=1):
         "Take `steps` steps and return the mean parts (floats); after `NonFiniteLoss` the weights are not to be kept."
         self.task.train()
         log, bad = {}, torch.tensor(-1, device=self.task.device)
         for self.step in range(self.step + 1, self.step + steps + 1):
-            loss = self.gradient(self.step - 1)
-            self.optimiser.step()
-            bad = torch.where((bad < 0) & ~torch.isfinite(loss.total.detach()), self.step, bad)
-            for name, part in {"loss": loss.total.detach(), **loss.parts}.items():
-                log.setdefault(name, []).append(part.double())
+            for phase, loss in self.take_step(self.step - 1):
+                bad = torch.where((bad < 0) & ~torch.isfinite(loss.total.detach()), self.step, bad)
+                total = {"loss" if phase == "model" else f"{phase}_loss": loss.total.detach()}
+                for name, part in (total | loss.parts).items(): log.setdefault(name, []).append(part.double())
         size = nn.utils.get_total_norm([p.detach() for p in self.task.parameters()], norm_type=float("inf"))
         bad = torch.where((bad < 0) & ~torch.isfinite(size), self.step, bad)      # a finite loss, but a nan gradient
         means = torch.stack([torch.stack(values).mean() for values in log.values()])
@@ -136,9 +169,11 @@ class Trainer:
         if bad.item() >= 0: raise NonFiniteLoss(bad.item(), dict(zip(log, means.tolist())))
         return dict(zip(log, means.tolist()))
     def state_dict(self):
-        return {"task": self.task.state_dict(), "optimiser": self.optimiser.state_dict(), "step": self.step}
+        optimisers = {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()}
+        return {"task": self.task.state_dict(), "optimisers": optimisers, "step": self.step}
     def load_state_dict(self, state):
-        self.task.load_state_dict(state["task"]), self.optimiser.load_state_dict(state["optimiser"])
+        self.task.load_state_dict(state["task"])
+        for name, optimiser in self.optimisers.items(): optimiser.load_state_dict(state["optimisers"][name])
         self.step = state["step"]
 
 # %% ../../nbs/core/05_training.ipynb #ranks
@@ -147,22 +182,25 @@ def _shared(task, batch_size):
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if batch_size % world:
         raise LitvaeError(f"{world} processes cannot share a batch of {batch_size}; choose a multiple")
-    return rank, world, DistributedDataParallel(task) if world > 1 else task
+    several = len(task.phases) > 1                                  # then some weights have no part in some losses
+    return rank, world, DistributedDataParallel(task, find_unused_parameters=several) if world > 1 else task
 
 
 def _compiled(task, device_type):
     "`task` through `torch.compile`; on a GPU as CUDA graphs, whose results the next step overwrites."
     if device_type != "cuda": return torch.compile(task)
     fast = torch.compile(task, mode="reduce-overhead")
-    def call(batch):
+    def call(*arguments):
         torch.compiler.cudagraph_mark_step_begin()
-        return fast(batch)
+        return fast(*arguments)
     return call
 
 
-def _adam(task, learning_rate):
-    parameters = [p for p in task.parameters() if p.requires_grad]
-    return torch.optim.Adam(parameters, lr=learning_rate, fused=True)
+def _train_only(optimisers, name):
+    "Let gradients flow into the weights of the optimiser `name` alone."
+    for other, optimiser in optimisers.items():
+        for group in optimiser.param_groups:
+            for p in group["params"]: p.requires_grad_(other == name)
 
 # %% ../../nbs/core/05_training.ipynb #evaluate
 @torch.no_grad()

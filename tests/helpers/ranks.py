@@ -29,7 +29,7 @@ def gradients(config=DOUBLE, steps=6):
         trainer.gradient(step)
         record.append({name: p.grad.clone() for name, p in trainer.task.named_parameters()}
                       | {name: value.clone() for name, value in trainer.task.objective.named_buffers(prefix="geco")})
-        trainer.optimiser.step()
+        trainer.optimisers["model"].step()
     return record
 
 
