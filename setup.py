@@ -8,7 +8,7 @@ cfg = ConfigParser(delimiters=["="])
 cfg.read("settings.ini", encoding="utf-8")
 cfg = cfg["DEFAULT"]
 lib = cfg["lib_path"]
-extras = {name: cfg[f"{name}_requirements"].split() for name in ("reproduce", "cluster", "dev")}
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("reproduce", "cluster", "metrics", "dev")}
 
 setup(
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"], keywords=cfg["keywords"],

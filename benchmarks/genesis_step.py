@@ -7,21 +7,19 @@ definition, every convolution as such, an LSTM cell fed with image and code, Ada
 have one loss and one gradient first. The sgemm-bound is the time that the step's FLOPs (convolutions and matrix
 products, a multiply-add is two) would take at the rate of a 1024 x 1024 x 1024 product, measured in between.
 """
-import argparse, copy, statistics
+import argparse, copy
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Normal
-from torch.utils.flop_counter import FlopCounterMode
 
 from litvae.core.environment import hardware
 from litvae.core.layers import BroadcastConv2d, GatedConv2d
 from litvae.core.objectives import geco_for_images
 from litvae.genesis.model import Genesis
-from litvae.kernels.counting import KernelCounter, saved_bytes
 
-from measuring import peak_growth, same_loss_and_gradients, timed
+from measuring import bf16, compare, same_loss_and_gradients
 
 
 # The plain form
@@ -125,53 +123,8 @@ def main():
           f"{args.slots} slots, fp32")
     print(f"same loss and gradients: largest difference {check(copy.deepcopy(model), x):.1e} in float64")
     steps = {"ours": Step(model, x, plain=False), "plain": Step(model, x, plain=True)}
-    for step in steps.values(): step()                                                # warm-up
-    memory = {name: (saved_bytes(step.loss, step.model.parameters()), peak_growth(step))
-              for name, step in steps.items()}
-    flops, kernels = {}, {}
-    for name, step in steps.items():
-        with FlopCounterMode(display=False) as counter: step()
-        with KernelCounter() as mode: step()
-        flops[name], kernels[name] = counter.get_total_flops(), mode.count
-    a, b, times = torch.randn(1024, 1024), torch.randn(1024, 1024), {"ours": [], "plain": [], "sgemm": []}
-    for _ in range(args.rounds):
-        for name, step in steps.items():
-            times["sgemm"].append(timed(lambda: [a @ b for _ in range(10)]) / 10)
-            times[name].append(timed(step))
-    report(times, flops, kernels, memory)
+    compare(steps, args.rounds)
     bf16(steps["ours"], args.bf16, args.rounds)
-
-
-def report(times, flops, kernels, memory):
-    product = 2 * 1024 ** 3
-    pick = {"min": min, "median": statistics.median}
-    for name in ("ours", "plain"):
-        cpu = ", ".join(f"{f(times[name]):.2f} ({word})" for word, f in pick.items())
-        size = ", ".join("-" if n is None else f"{n / 2**20:.0f} MiB" for n in memory[name])
-        print(f"{name}: CPU s {cpu}; {flops[name] / 1e9:.1f} GFLOP; {kernels[name]} kernels; "
-              f"saved for backward, growth of memory: {size}")
-    for word, f in pick.items():
-        rate, ours = product / f(times["sgemm"]), f(times["ours"])
-        print(f"{word}: plain / ours {f(times['plain']) / ours:.2f}; sgemm {rate / 1e9:.0f} GFLOP/s, of which the step "
-              f"reaches {flops['ours'] / ours / rate:.0%}; sgemm-bound {flops['ours'] / rate:.2f} s, "
-              f"the step takes {ours * rate / flops['ours']:.2f} times that")
-
-
-def bf16(step, forced, rounds):
-    "The step in bfloat16 where the CPU has instructions for it."
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as f: flags = f.read().split()
-    except OSError: flags = []
-    units = [name for name in ("amx_bf16", "avx512_bf16") if name in flags]
-    print("bfloat16 units:", ", ".join(units) or "none (neither AMX nor AVX-512), PyTorch would emulate them")
-    if not units and not forced: return
-    times = {"fp32": [], "bf16": []}
-    for round in range(rounds + 1):
-        for name in times:
-            spent = timed(lambda: step(bf16=name == "bf16"))
-            if round: times[name].append(spent)
-    for word, f in {"min": min, "median": statistics.median}.items():
-        print(f"{word}: fp32 / bf16 {f(times['fp32']) / f(times['bf16']):.2f}")
 
 
 if __name__ == "__main__": main()

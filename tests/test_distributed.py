@@ -49,6 +49,14 @@ def test_two_processes_compute_the_gradients_of_one(folder):
                 assert (ours[name] - theirs[name]).abs().max() <= 1e-12 * scale, (step, name)
 
 
+def test_two_processes_play_the_adversarial_game_of_one(folder):
+    "Phases, optimisers and gradients that do not leak, with each process seeing half of every batch."
+    one = ranks.rivalry()
+    for rank in (0, 1):
+        two = torch.load(folder / f"rivalry{rank}.pt", weights_only=True)
+        for name, value in one.items(): torch.testing.assert_close(two[name], value, rtol=1e-9, atol=1e-12)
+
+
 def test_both_processes_hold_the_same_geco(folder):
     "And the one that a single process would hold: both see the error of the whole batch."
     first, second = (torch.load(folder / f"gradients{rank}.pt", weights_only=True) for rank in (0, 1))

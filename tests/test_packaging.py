@@ -72,7 +72,7 @@ def test_the_metadata_is_that_of_settings(wheel):
     meta = Parser().parsestr(text)
     always = {Requirement(line) for line in meta.get_all("Requires-Dist") if "extra ==" not in line}
     assert always == {Requirement(word) for word in settings()["requirements"].split()}
-    assert set(meta.get_all("Provides-Extra")) == {"reproduce", "cluster", "dev"}
+    assert set(meta.get_all("Provides-Extra")) == {"reproduce", "cluster", "metrics", "dev"}
     assert meta["Requires-Python"] == ">=3.11" and "Apache-2.0" in (meta["License"] or meta["License-Expression"])
     assert meta.get_payload().strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
     assert "litvae=litvae.reproduce.cli:main" in entry_points.replace(" ", "")

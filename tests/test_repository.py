@@ -229,10 +229,11 @@ def test_environments_agree_with_settings():
     lines = dict(line.split(" = ", 1) for line in (ROOT / "settings.ini").read_text().splitlines() if " = " in line)
     pinned = {word for word in lines["dev_requirements"].split() if "==" in word}
     pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"][-1]["pip"]
-    assert pinned <= set(pip) and "-c constraints.txt" in pip and "-e .[dev,reproduce,cluster]" in pip
+    assert pinned <= set(pip) and "-c constraints.txt" in pip and "-e .[dev,reproduce,cluster,metrics]" in pip
     lines_of_constraints = (ROOT / "constraints.txt").read_text().lower().replace("_", "-").split()
     versions = dict(line.split("==") for line in lines_of_constraints)
-    for key in ("requirements", "reproduce_requirements", "cluster_requirements", "dev_requirements"):
+    for key in ("requirements", "reproduce_requirements", "cluster_requirements", "metrics_requirements",
+                "dev_requirements"):
         for word in lines[key].split():
             wanted = Requirement(word)
             assert wanted.name.lower() in versions, f"constraints.txt does not pin {wanted.name}"

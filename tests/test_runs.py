@@ -224,7 +224,8 @@ def test_a_truncated_checkpoint_is_refused(stopped, length):
 def test_no_flipped_bit_of_a_checkpoint_gets_through(tmp_path):
     "One bit of the file is turned, wherever: what is loaded is what was saved, or there is one clear error."
     optimiser = {"state": {0: {"step": torch.tensor(3.0)}}, "groups": [{"lr": 0.1}]}
-    state = {"task": {"w": torch.randn(3)}, "optimisers": {"model": optimiser}, "step": 7, "seconds": 1.5, "config_hash": "ab" * 32}
+    state = {"task": {"w": torch.randn(3)}, "optimisers": {"model": optimiser}, "step": 7, "seconds": 1.5}
+    state["config_hash"] = "ab" * 32
     file, flipped = tmp_path / "checkpoint.pt", tmp_path / "flipped.pt"
     save_checkpoint(file, state)
     raw, refused, other = file.read_bytes(), 0, {}

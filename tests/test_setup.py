@@ -146,7 +146,7 @@ def test_the_second_call_installs_nothing(checkout):
     checkout.python()
     assert checkout.make("env")[0] == 0
     first = checkout.installs
-    assert all("-c constraints.txt" in line for line in first) and "-e .[dev,reproduce,cluster]" in first[-1]
+    assert all("-c constraints.txt" in line for line in first) and "-e .[dev,reproduce,cluster,metrics]" in first[-1]
     assert checkout.make("env") == (0, "", "") and checkout.installs == first
     for name in ("settings.ini", "constraints.txt"):
         with open(checkout.folder / name, "a") as file: file.write("\n# changed\n")

@@ -95,6 +95,6 @@ install() {
     fail "pip could not install the packages (its own message stands above); call again when that is mended"
 }
 install 'setuptools>=64' wheel
-install --no-build-isolation -e '.[dev,reproduce,cluster]'
+install --no-build-isolation -e '.[dev,reproduce,cluster,metrics]'
 printf '%s\n' "$key" > "$stamp.$$" && mv "$stamp.$$" "$stamp" || fail "cannot write $stamp: the disk is full"
 say "ready after $(($(date +%s) - began)) s"

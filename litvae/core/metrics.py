@@ -4,13 +4,17 @@
 
 # %% auto #0
 __all__ = ['contingency_tables', 'adjusted_rand_index', 'segmentation_covering', 'segmentation_scores', 'segmentation_baselines',
-           'active_slots']
+           'active_slots', 'frechet_distance', 'psnr', 'ssim']
 
 # %% ../../nbs/core/04_metrics.ipynb #imports
 import numpy as np
 import torch
 from .files import LitvaeError
+from .image_metrics import frechet_distance, psnr, ssim
 from ..kernels.contingency import contingency_tables as count_pairs
+
+# %% ../../nbs/core/04_metrics.ipynb #images
+_all_ = ["frechet_distance", "psnr", "ssim"]
 
 # %% ../../nbs/core/04_metrics.ipynb #maps
 def _labels(maps, role, device="cpu"):

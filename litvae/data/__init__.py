@@ -7,8 +7,8 @@ __all__ = ['DataSet', 'catalogue', 'data_root', 'load', 'register', 'resolve']
 
 # %% ../../nbs/data/00_overview.ipynb #imports
 from .sources import DataSet, catalogue, data_root, load, register, resolve
-from . import (birds, captions, digits, folder, multi_dsprites, objects_room, pairs, shapestacks,
-                         street_digits, tfrecord)
+from . import (birds, captions, digits, folder, furnished_rooms, multi_dsprites, objects_room, pairs, parts,
+                         photographs, shapestacks, street_digits, tfrecord)
 
 # %% ../../nbs/data/00_overview.ipynb #all
 _all_ = ["DataSet", "catalogue", "data_root", "load", "register", "resolve"]

@@ -284,17 +284,21 @@ class _Entry:
     split: str
     own: bool
     sampled: bool
+    named: tuple
 
 
 _REGISTRY = {}
 
 
 def register(name, real=None, files=None, standin=None, standin_name=None, version=1, counts=None, doc="",
-             split="train", own=False, sample=None):
-    "Make a data set known to `load` as `name`; `doc` says how to get its real files. The last call for a name wins."
+             split="train", own=False, sample=None, named=()):
+    """Make a data set known to `load` as `name`; `doc` says how to get its real files. The last call for a name wins.
+
+    named: options of the stand-in whose values are part of its name. Raises `LitvaeError` if both stand-in and sample
+    are given."""
     if standin and sample: raise LitvaeError(f"{name}: give standin or sample, not both")
     _REGISTRY[name] = _Entry(name, real, files or {}, standin or sample, standin_name, version, counts or {}, doc,
-                             split, own, sample is not None)
+                             split, own, sample is not None, tuple(named))
 
 # %% ../../nbs/data/01_sources.ipynb #catalogue
 def _entries(): return sorted(_REGISTRY.values(), key=lambda entry: (entry.own, entry.name))
@@ -396,6 +400,12 @@ def _standin(entry, split, options, seed):
     return Recipe(lambda start: map(make, count(start))), key
 
 # %% ../../nbs/data/01_sources.ipynb #load
+def _standin_title(entry, options):
+    "The name of a stand-in with the values of the options that are part of it."
+    values = ", ".join(str(options[option]) for option in entry.named)
+    return f"{entry.standin_name} ({values})" if values else entry.standin_name
+
+
 def load(name, split=None, source="auto", n=None, seed=0, root=None, path=None, **options):
     """The first `n` items of a split as a `DataSet` (default: all; of a stand-in as many as the paper's set has).
 
@@ -417,4 +427,5 @@ def load(name, split=None, source="auto", n=None, seed=0, root=None, path=None, 
     place = fingerprint({k: v for k, v in key.items() if k != "split"} | {"layout": _LAYOUT})
     arrays, meta = stored(data_root(root) / shelf / place / split, key, recipe, n)
     if n and n > meta["count"]: raise LitvaeError(f"{key['name']}, {split} has {meta['count']} items; n is {n}")
-    return DataSet(key["name"], chosen, split, {k: array[:n] for k, array in arrays.items()}, meta)
+    title = key["name"] if chosen == "real" else _standin_title(entry, options)
+    return DataSet(title, chosen, split, {k: array[:n] for k, array in arrays.items()}, meta)

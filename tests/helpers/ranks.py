@@ -18,6 +18,7 @@ DOUBLE = vanilla("double", task="helpers.DoubleVAE", batch_size=8, objective={"g
 TWO = vanilla("two", "dc", task="helpers.Dying", steps=12, batch_size=4, log_every=2, checkpoint_every=4)
 EXPLODING = toy("exploding", "helpers.Exploding", model={"at": 7, "value": "nan", "rank": "1"})
 ODD = toy("odd", batch_size=5)
+RIVALS = toy("rivals", "helpers.Rivals", batch_size=8)
 
 
 def gradients(config=DOUBLE, steps=6):
@@ -33,6 +34,13 @@ def gradients(config=DOUBLE, steps=6):
     return record
 
 
+def rivalry(steps=4):
+    "The weights of both players after some steps of an adversarial game, by name."
+    trainer = Trainer(build_task(RIVALS), RIVALS.learning_rate, RIVALS.batch_size, RIVALS.seed)
+    trainer.advance(steps)
+    return trainer.task.state_dict()
+
+
 def complaint(config, folder):
     "The error that training `config` ends in, as one line."
     try: train_or_load(config, folder, progress=False)
@@ -45,6 +53,7 @@ if __name__ == "__main__":
     assert world == 2
     if what == "first":
         torch.save(gradients(), folder / f"gradients{rank}.pt")
+        torch.save(rivalry(), folder / f"rivalry{rank}.pt")
         run = train_or_load(TWO, folder / "whole", progress=False)
         errors = [complaint(config, folder / "bad") for config in (EXPLODING, ODD)]
         torch.save({"path": str(run.path), "errors": errors}, folder / f"report{rank}.pt")

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from litvae.core.files import fingerprint
+from litvae.core.adversarial import AdversarialTask
 from litvae.core.objectives import Elbo, Loss
 from litvae.core.runs import RunConfig, register_task
 from litvae.core.training import Task
@@ -144,3 +145,28 @@ class DoubleVAE(VanillaVAE):
 
 for task in (Toy, Gated, Exploding, BadGradient, BadEvaluation, Filling, Missing, Dying, DoubleVAE):
     register_task(f"helpers.{task.__name__}", task)
+
+
+class Rivals(AdversarialTask):
+    "A `Copier` without noise whose copies a discriminator tells from the vectors, in float64; it may fail on purpose."
+    def __init__(self, config):
+        judge = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1), nn.Flatten(0))
+        super().__init__(Copier(5), Elbo(0.1), judge, Noise(5))
+        self.double().failure = config.model
+
+    def batch(self, indices): return super().batch(indices).double()
+    def fake(self, batch): return (self.model.decode(self.model.encode(batch)),)
+
+    def forward(self, batch, phase):
+        if phase != "model": return super().forward(batch, phase)
+        error = (self.fake(batch)[0] - batch).square().sum(1).mean()
+        return Loss(error, {"err": error})
+
+    def begin(self, step):
+        if self.failure.get("nan") == step: nn.init.constant_(self.discriminator[0].weight, float("nan"))
+        if self.failure.get("die") == step and not Path(self.failure["mark"]).exists():
+            Path(self.failure["mark"]).touch()
+            raise KeyboardInterrupt
+
+
+register_task("helpers.Rivals", Rivals)
