@@ -1834,6 +1834,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'litvae/reproduce/notebooks.py'),
                                             'litvae.reproduce.notebooks._private_kernel': ( 'reproduce/notebooks.html#_private_kernel',
                                                                                             'litvae/reproduce/notebooks.py'),
+                                            'litvae.reproduce.notebooks._provisioner': ( 'reproduce/notebooks.html#_provisioner',
+                                                                                         'litvae/reproduce/notebooks.py'),
                                             'litvae.reproduce.notebooks._run': ( 'reproduce/notebooks.html#_run',
                                                                                  'litvae/reproduce/notebooks.py'),
                                             'litvae.reproduce.notebooks._source': ( 'reproduce/notebooks.html#_source',

@@ -12,8 +12,8 @@ from conftest import ROOT
 
 from litvae.core.files import CorruptFileError, LitvaeError
 from litvae.reproduce import notebooks
-from litvae.reproduce.notebooks import (NotebookError, NotebookJob, check_parameters, is_complete, notebook_parameters,
-                                        run_notebook, run_notebooks)
+from litvae.reproduce.notebooks import (NotebookError, NotebookJob, WarmKernels, check_parameters, is_complete,
+                                        notebook_parameters, run_notebook, run_notebooks)
 
 DEFAULTS = 'flag = True\nn = 3\nlr = 0.1\nname = "a"\nsizes = [1, 2]\nextra = None\noptions = {"deep": 1}'
 
@@ -330,14 +330,47 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(write, tmp_path, monke
     assert (tmp_path / "page.ipynb").read_text() == "an earlier one"
 
 
+# Warm kernels
+
+SHARED = """
+import builtins, json, os, signal, sys
+from pathlib import Path
+assert not hasattr(builtins, "left") and "litvae" not in sys.modules
+builtins.left = n
+import matplotlib, torch
+print(matplotlib.rcParams["backend"], torch.get_num_threads(), sys.argv[0], sys.path, sorted(os.environ), Path.cwd())
+print(signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGCHLD), os.getsid(0) == os.getpid(), sorted(globals()))
+Path(f"{n}.json").write_text(json.dumps([os.getpid(), os.getppid()]))
+if n == 2: os.abort()
+"""
+
+
+def test_a_warm_kernel_gives_the_bytes_of_a_cold_one_and_shares_nothing(write, tmp_path):
+    template = write("n = 0", SHARED, "import matplotlib.pyplot as plt; plt.plot([1, 2]);")
+    with WarmKernels() as warm:
+        def run(n): return run_notebook(template, tmp_path / f"{n}" / "page.ipynb", {"n": n}, cwd=tmp_path, warm=warm)
+        run(0)
+        with pytest.raises(NotebookError, match="the kernel died") as caught: run(2)
+        assert caught.value.traceback.startswith("Fatal Python error: Aborted")
+        found = run(1).read_bytes()
+        numbers = [json.loads((tmp_path / f"{n}.json").read_text()) for n in range(3)]
+        assert len({own for own, _ in numbers}) == 3 and {parent for _, parent in numbers} == {warm.process.pid}
+    assert warm.process.returncode and not any(psutil.pid_exists(own) for own, _ in numbers)
+    assert run(1).read_bytes() == found                            # nobody is there to fork, so this one is cold
+    assert json.loads((tmp_path / "1.json").read_text())[1] == os.getpid()
+
+
 # Kills: a process of its own runs the notebook, and the kernel must not outlive it
 
 RUN = """
 import sys
 from pathlib import Path
-from litvae.reproduce.notebooks import NotebookJob, run_notebooks
+from litvae.reproduce.notebooks import NotebookJob, WarmKernels, run_notebook, run_notebooks
 folder = Path(sys.argv[1])
-run_notebooks([NotebookJob(folder / "template.ipynb", folder / "out" / "page.ipynb", cwd=folder)])
+job = NotebookJob(folder / "template.ipynb", folder / "out" / "page.ipynb", cwd=folder)
+if "warm" in sys.argv:
+    with WarmKernels() as warm: run_notebook(job.source, job.target, cwd=folder, warm=warm)
+else: run_notebooks([job])
 """
 SLEEP = """
 import json, os, time
@@ -354,8 +387,8 @@ def start(tmp_path):
     the kernel's own folder. A process that the test leaves is killed."""
     processes = []
 
-    def start():
-        process = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path)], stderr=subprocess.PIPE, cwd=ROOT)
+    def start(*words):
+        process = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path), *words], stderr=subprocess.PIPE, cwd=ROOT)
         processes.append(process)
         wait_until(lambda: (tmp_path / "kernel").exists() or process.poll() is not None)
         assert process.poll() is None, process.stderr.read()
@@ -380,14 +413,17 @@ def foster_parent():
         prctl(36, 0, 0, 0, 0)
 
 
-def test_a_killed_run_leaves_no_target_and_no_kernel(write, tmp_path, start, foster_parent):
+@pytest.mark.parametrize("words", [(), ("warm",)], ids=["cold", "warm"])
+def test_a_killed_run_leaves_no_target_and_no_kernel(write, tmp_path, start, foster_parent, words):
     write("a = 1", "a", SLEEP)
-    process, kernel, private = start()
+    process, kernel, private = start(*words)
+    assert (kernel.ppid() == process.pid) == (not words)
+    parent = kernel.parent()
     process.send_signal(signal.SIGKILL)
     process.wait()
     left = names(tmp_path / "out")
     assert len(left) == 1 and left[0].startswith(".") and not is_complete(tmp_path / "out" / left[0])
-    wait_until(lambda: gone(kernel) and not private.exists(), patience=20)
+    wait_until(lambda: gone(kernel) and gone(parent) and not private.exists(), patience=20)
 
 
 def test_an_interrupt_does_not_wait_for_the_notebooks(write, tmp_path, start):

@@ -55,7 +55,8 @@ def colour(concept):
     return PALETTE[concept]
 
 # %% ../../nbs/core/08_figures.ipynb #models
-MODEL_COLOURS = {"meme": "#0072B2", "mvae": "#999999", "mmvae": "#D55E00"}
+MODEL_COLOURS = {"meme": "#0072B2", "mvae": "#999999", "mmvae": "#D55E00",
+                 "patchvae": "#0072B2", "bigan": "#999999", "beta_vae": "#D55E00"}
 
 # %% ../../nbs/core/08_figures.ipynb #direction
 _DIRECTIONS = {"lower": "↓ lower is better", "higher": "↑ higher is better"}

@@ -8,13 +8,14 @@ __all__ = ['PageJob', 'page_jobs', 'reproduce']
 # %% ../../nbs/reproduce/03_reproduce.ipynb #imports
 import sys, time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tqdm import tqdm
 from ..core.files import LitvaeError, fingerprint
 from ..core.pool import steps_done, train_all
 from ..core.runs import task_class
-from .notebooks import run_notebook
+from .notebooks import WarmKernels, run_notebook
 from .plan import (is_current, load_paper, page_configs, page_fingerprint, project_root, write_stamp)
 from .report import write_report
 
@@ -37,10 +38,10 @@ class PageJob:
         decides = {k: v for k, v in self.parameters.items() if k not in ("out", "runs")}
         return page_fingerprint(self.page, decides, self.configs, self.runs)
 
-    def draw(self):
+    def draw(self, warm=None):
         "Execute the notebook and keep it beside what it wrote; under the committed figures git ignores it."
         target = self.out / self.page.paper / "notebooks" / f"{self.page.id}.ipynb"
-        run_notebook(self.page.file, target, self.parameters, cwd=self.root)
+        run_notebook(self.page.file, target, self.parameters, cwd=self.root, warm=warm)
         write_stamp(self.out, self.page, self.fingerprint())
 
 # %% ../../nbs/reproduce/03_reproduce.ipynb #page-jobs
@@ -93,13 +94,13 @@ def _explain(missing, stale, runs):
 def _train_and_draw(missing, stale, jobs, runs):
     "Train in the pool, draw each page as soon as its runs are there; returns the failures as texts."
     failures, waiting = [], list(stale)
-    with ThreadPoolExecutor(1) as thread:
+    with ThreadPoolExecutor(1) as thread, WarmKernels() if len(stale) > 1 else nullcontext() as warm:
         training = thread.submit(train_all, missing, jobs, runs)
         while waiting:
             over = training.done()
             for page in [page for page in waiting if page.ready()]:
                 waiting.remove(page)
-                failures += _draw(page)
+                failures += _draw(page, warm)
             if over: break
             time.sleep(0.3)
         try: training.result()
@@ -107,9 +108,9 @@ def _train_and_draw(missing, stale, jobs, runs):
     return failures + [f"{page.page.id} was not drawn: some of its runs are missing" for page in waiting]
 
 
-def _draw(page):
+def _draw(page, warm=None):
     started = time.monotonic()
-    try: page.draw()
+    try: page.draw(warm)
     except LitvaeError as error: return [f"{page.page.id}: {error}"]
     folder = page.out / page.page.paper
     pictures = sorted([*folder.glob(f"{page.page.id}.png"), *folder.glob(f"{page.page.id}_*.png")])
