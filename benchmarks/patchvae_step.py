@@ -2,11 +2,11 @@
 
     python benchmarks/patchvae_step.py [--batch 128] [--size 32] [--width 64] [--rounds 5] [--bf16]
 
-The direct form is written below, as in the released code: the code is built as a product of appearances and occurrences,
-the decoder runs twice and its first result is thrown away, tensors lie channel by channel, Adam goes tensor by tensor.
-Ours decodes once, its first layer never builds the code, tensors lie pixel by pixel (channels last), Adam is fused. Both
-have one loss and one gradient, which is checked first. The sgemm-bound is the time that the step's FLOPs would take at
-the rate of a 1024 x 1024 x 1024 product, measured in between.
+The direct form is written below, as in the released code: the code is built as a product of appearances and
+occurrences, the decoder runs twice and its first result is thrown away, tensors lie channel by channel, Adam goes
+tensor by tensor. Ours decodes once, its first layer never builds the code, tensors lie pixel by pixel (channels last),
+Adam is fused. Both have one loss and one gradient, which is checked first. The sgemm-bound is the time that the step's
+FLOPs would take at the rate of a 1024 x 1024 x 1024 product, measured in between.
 """
 import argparse, copy
 
@@ -60,7 +60,8 @@ def main():
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model, x = PatchVae(size=args.size, width=args.width), torch.rand(args.batch, 3, args.size, args.size)
-    print(f"{hardware()}, torch {torch.__version__}, batch {args.batch}, {args.size}x{args.size}, width {args.width}, fp32")
+    print(f"{hardware()}, torch {torch.__version__}, batch {args.batch}, {args.size}x{args.size}, width {args.width}, "
+          "fp32")
     few = x[:4].double()
     worst = same_loss_and_gradients(lambda plain: Step(model.double(), few, plain), 1e-7)
     print(f"same loss and gradients: largest difference {worst:.1e} in float64")

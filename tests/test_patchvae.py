@@ -59,8 +59,8 @@ def test_a_checkpoint_that_lacks_a_player_is_refused(tmp_path):
 @pytest.fixture(scope="module")
 def pair():
     first = RunConfig("patchvae", "first", "litvae.patchvae.training.UnlabelledGan", DATA,
-                      {"kind": "patchvae", "parts": 3, "appearance": 2, "width": 8}, {"annealing": {"annealing": "share"}},
-                      steps=3, batch_size=16)
+                      {"kind": "patchvae", "parts": 3, "appearance": 2, "width": 8},
+                      {"annealing": {"annealing": "share"}}, steps=3, batch_size=16)
     second = RunConfig("patchvae", "second", "litvae.patchvae.classifier.Classification", DATA,
                        {"width": 8, "hidden": 8, "protocol": "conv1-5"}, {}, steps=6, batch_size=32, learning_rate=0.01,
                        checkpoint_every=3, start_from=first.to_dict())

@@ -79,8 +79,8 @@ def sweep(sets, models, protocols, seeds, model, rivals, objective, annealing, g
     `sets`: name -> `data` (arguments of `load`, `n_test`, `judged`, `flip`), and perhaps its own `size`, `models`,
     `protocols`, `seeds`, `steps`, parts of `classifier`. `models`: names of `MODEL_NAMES`; `model` and `rivals`:
     arguments of `PatchVae`, and of β-VAE and BiGAN; `objective`: of `PatchElbo`; `gan`: of `AdversarialTask`;
-    `classifier`: its `steps` (protocol -> number), `batch_size`, `learning_rate`, `hidden`, `dropout`, `statistics`, and
-    `n`, how many labels it sees (0: all)."""
+    `classifier`: its `steps` (protocol -> number), `batch_size`, `learning_rate`, `hidden`, `dropout`, `statistics`,
+    and `n`, how many labels it sees (0: all)."""
     learners, classifiers = [], []
     defaults = {"size": 32, "models": models, "protocols": protocols, "seeds": seeds, "steps": steps,
                 "classifier": classifier}
