@@ -53,7 +53,7 @@ class Trunk(nn.Sequential):
 
 # %% ../../nbs/patchvae/01_networks.ipynb #initialise
 def initialise(module):
-    "Give all convolutions, batch norms and linear layers inside `module` the start of the released code; returns it."
+    "Give the weights of all convolutions and linear layers inside `module` the released code's start; returns it."
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d): nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
         if isinstance(layer, nn.Linear): nn.init.normal_(layer.weight, 0, 0.01), nn.init.zeros_(layer.bias)

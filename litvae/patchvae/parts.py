@@ -32,7 +32,7 @@ def sample_occurrence(logits, temperature, hard=False):
     al. (2017); PatchVAE, Section 3.2."""
     if not temperature > 0: raise LitvaeError(f"the temperature has to be positive, got {float(temperature)}")
     z = RelaxedBernoulli(temperature, logits=logits, validate_args=False).rsample()
-    return (logits > 0).to(z.dtype) + z - z.detach() if hard else z
+    return (logits > 0).to(z.dtype) + (z - z.detach()) if hard else z
 
 
 def occurrence_kl(logits, prior):
@@ -56,9 +56,9 @@ def temperature_at(step, annealing="compounding", rate=3e-5, floor=0.1, every=10
         if not (steps and 0 < share <= 1):
             raise LitvaeError(f"share needs steps and 0 < share <= 1, got {steps}, {share}")
         return max(floor ** min(step / (share * steps), 1), floor)
-    if annealing == "compounding":                       # factors exp(-rate s) at s = 1, every, 2 every, ...
-        times = step // every
-        return max(math.exp(-rate * (min(step, 1) + every * times * (times + 1) / 2)), floor)
+    if annealing == "compounding":                       # factors exp(-rate s) at s = 1, 1 + every, 1 + 2 every, ...
+        times = (step - 1) // every + 1
+        return max(math.exp(-rate * (times + every * times * (times - 1) / 2)), floor)
     return max(math.exp(-rate * step), floor)
 
 # %% ../../nbs/patchvae/02_parts.ipynb #code
