@@ -75,7 +75,7 @@ def test_a_folder_with_masks_is_scored_and_one_without_is_drawn(runs, pictures, 
 
 @pytest.mark.parametrize("words, text", [
     (["--run", "latent4-seed9", "--data", "multi_dsprites"], "no run 'latent4-seed9' is finished"),
-    (["--run", "seed", "--data", "nowhere"], "unknown data 'nowhere': neither a folder nor one of cub"),
+    (["--run", "seed", "--data", "nowhere"], "unknown data 'nowhere': neither a folder nor one of cifar10"),
     (["--run", "l", "--data", "multi_dsprites"], "no run is meant by 'l' alone"),
     (["--run", "alone", "--data", "multi_dsprites"], "has no slots"),
     (["--run", "asymmetric", "--data", "multi_dsprites", "--slots", "1"], "was trained with 4 slots and cannot use 1")])
