@@ -254,6 +254,7 @@ COVERED = {
     r"export LITVAE_DATA=\S+": None,
     r"litvae (train|reproduce) --(sweep|paper) \w+ --preset smoke( --jobs \d+)?": "test_reproduce.py",
     r"litvae report --preset smoke": "test_reproduce.py",
+    r"litvae segment --run \S+ --data \w+ --n \d+": "test_reproduce.py",
     r"litvae data": "test_repository.py",  # the three below are run by test_commands_of_the_readme_answer
     r"litvae data multi_dsprites --source real --split \w+": "test_repository.py",
     r"litvae train --sweep \w+ --preset paper --list": "test_repository.py",

@@ -75,6 +75,14 @@ def test_second_call_does_nothing(reproduced):
     assert before == files(folder / "runs") | {p: s for p, s in files(folder / "out").items() if p.name != "REPORT.md"}
 
 
+def test_the_readme_segments_with_a_run_of_the_preset_smoke(reproduced, tmp_path, capsys):
+    command, = re.findall(r"^litvae (segment --run .+)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+    assert main([*command.split(), "--runs", str(reproduced[0] / "runs"), "--out", str(tmp_path)]) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["run"] in command and scores["scenes"] == 16 and 0 <= scores["scores"]["msc"] <= 1, scores
+    assert (tmp_path / "segmentation.png").stat().st_size and str(tmp_path / "scores.json") in capsys.readouterr().out
+
+
 def test_a_lost_file_is_drawn_again(reproduced):
     folder, words, _ = reproduced
     page = next(job for job in page_jobs(load_preset("smoke"), [PAPER], "table1", folder / "runs", folder / "out"))
