@@ -83,6 +83,14 @@ def test_the_readme_segments_with_a_run_of_the_preset_smoke(reproduced, tmp_path
     assert (tmp_path / "segmentation.png").stat().st_size and str(tmp_path / "scores.json") in capsys.readouterr().out
 
 
+def test_a_single_run_says_in_its_log_how_far_it_is(tmp_path, capsys):
+    words = ["train", "--sweep", PAPER, "--preset", "smoke", "--run", "multi_dsprites-sbd-latent1-seed0"]
+    assert main([*words, "--runs", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    first, last = said.err.strip().splitlines()
+    assert "0 of 40 steps done" in first and "step 40 of 40 (loss" in last and str(tmp_path) in said.out
+
+
 def test_a_lost_file_is_drawn_again(reproduced):
     folder, words, _ = reproduced
     page = next(job for job in page_jobs(load_preset("smoke"), [PAPER], "table1", folder / "runs", folder / "out"))

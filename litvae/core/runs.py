@@ -8,7 +8,7 @@ __all__ = ['TASKS', 'RunConfig', 'register_task', 'task_class', 'build_task', 'R
 
 # %% ../../nbs/core/06_runs.ipynb #imports
 import importlib, json, math, os, sys, time, zipfile
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -106,7 +106,7 @@ def task_class(config):
                           "or register it with register_task")
     return task
 
-
+# %% ../../nbs/core/06_runs.ipynb #build
 def build_task(config):
     """The `Task` that `config.task` names, on the CPU, its weights initialised from the seed;
     raises `LitvaeError` for an unknown one."""
@@ -192,7 +192,7 @@ def _disk_error(path, error):
         with suppress(OSError): probe.unlink()
     return error
 
-
+# %% ../../nbs/core/06_runs.ipynb #load-checkpoint
 def load_checkpoint(path, config_hash):
     """The state dict in `path`; raises `CorruptFileError` if damaged or not plain data,
     `LitvaeError` if of another configuration."""
@@ -210,14 +210,34 @@ def load_checkpoint(path, config_hash):
         raise LitvaeError(f"{path} belongs to another configuration; {advice}")
     return state
 
+# %% ../../nbs/core/06_runs.ipynb #progress
+@contextmanager
+def _progress(config, done, every=60):
+    "A function of (step, means) that shows how far a run is: a bar on a terminal, else a line each `every` seconds."
+    def numbers(means): return {name: f"{value:.4g}" for name, value in means.items()}
+    if sys.stderr.isatty():
+        with tqdm(total=config.steps, initial=done, desc=config.name, unit="step", leave=False) as bar:
+            def show(step, means):
+                bar.set_postfix(numbers(means), refresh=False)
+                bar.update(step - bar.n)
+            yield show
+    else:
+        spoken = time.monotonic()
+        def show(step, means):
+            nonlocal spoken
+            if time.monotonic() - spoken < every and step < config.steps: return
+            spoken, words = time.monotonic(), ", ".join(f"{name} {value}" for name, value in numbers(means).items())
+            print(f"{config.name}: step {step:,} of {config.steps:,}" + f" ({words})" * bool(words), file=sys.stderr)
+        print(f"{config.name}: {done:,} of {config.steps:,} steps done", file=sys.stderr)
+        yield show
+
 # %% ../../nbs/core/06_runs.ipynb #loop
 def _train(run_path, config, trainer, seconds, progress):
     "Advance `trainer` to the end, logging, evaluating and checkpointing; returns the seconds spent in all."
     main, started = trainer.rank == 0, time.monotonic() - seconds
-    bar = tqdm(total=config.steps, initial=trainer.step, desc=config.name, unit="step",
-               disable=not (progress and main), leave=False)
+    shown = _progress(config, trainer.step) if progress and main else nullcontext(lambda step, means: None)
     rhythms = [every for every in (config.log_every, config.checkpoint_every, config.evaluate_every) if every]
-    with open(run_path / "metrics.jsonl" if main else os.devnull, "a", buffering=1) as log, bar:
+    with open(run_path / "metrics.jsonl" if main else os.devnull, "a", buffering=1) as log, shown as show:
         while trainer.step < config.steps:
             stops = [config.steps] + [every * (trainer.step // every + 1) for every in rhythms]
             means = trainer.advance(min(stops) - trainer.step)
@@ -226,8 +246,7 @@ def _train(run_path, config, trainer, seconds, progress):
                 means |= evaluate(trainer.task, config.seed)
             means |= trainer.task.report()
             log.write(json.dumps({"step": trainer.step, "seconds": round(seconds, 3), **means}) + "\n")
-            bar.update(trainer.step - bar.n)
-            bar.set_postfix({name: f"{value:.4g}" for name, value in means.items()}, refresh=False)
+            show(trainer.step, means)
             if main and trainer.step % config.checkpoint_every == 0: _checkpoint(run_path, config, trainer, seconds)
     return seconds
 
@@ -252,7 +271,7 @@ def _resume(run_path, config, trainer):
         with atomic_path(run_path / "metrics.jsonl") as temporary: temporary.write_text(text)
     return seconds
 
-
+# %% ../../nbs/core/06_runs.ipynb #restore
 def _restore(trainer, state):
     "Load `state`, and insist on what `load_state_dict` does not look at; returns the seconds spent."
     trainer.load_state_dict(state)
@@ -279,7 +298,7 @@ def _finish(run_path, config, trainer, seconds):
         "seconds": round(seconds, 2), "environment": environment() | {"processes": trainer.world}})
     for name in ("checkpoint.pt", "failure.json"): (run_path / name).unlink(missing_ok=True)
 
-
+# %% ../../nbs/core/06_runs.ipynb #train-to-end
 def _train_to_end(run_path, config, progress):
     "Build, resume, train, finish; every rank of a distributed run comes through here."
     task = build_task(config)
@@ -306,7 +325,7 @@ def run_path(config, root="runs"):
 def train_or_load(config, root="runs", progress=None, wait=True):
     """The finished `Run` of `config` under `root`: loaded if it is there, else resumed or trained.
 
-    `progress` shows a bar (default: on a terminal). Raises `NonFiniteLoss`, `CorruptFileError` for a damaged
+    `progress` shows a bar, or lines where there is no terminal (default: a bar on one, else nothing). Raises `NonFiniteLoss`, `CorruptFileError` for a damaged
     checkpoint, and `LitvaeError` if the disk refuses or, with `wait=False`, if another process trains this run."""
     rank, world = join_processes()
     path = run_path(config, root)

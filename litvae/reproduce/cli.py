@@ -19,7 +19,7 @@ def train(args):
     if args.list:
         for config in configs: print(f"{config.run_id}  {steps_done(config, args.runs)}/{config.steps} steps")
     elif args.run or "RANK" in os.environ:
-        for config in configs: print(train_or_load(config, args.runs).path)
+        for config in configs: print(train_or_load(config, args.runs, progress=True).path)
     else:
         runs = train_all(configs, args.jobs, args.runs)
         print(f"{len(runs)} runs are finished under {Path(args.runs) / configs[0].paper}")
