@@ -114,7 +114,7 @@ def _bytes(images):
                           "expected [0, 1]; rescale or clip them first")
     return np.rint(images.transpose(0, 2, 3, 1) * 255).astype(np.uint8)
 
-
+# %% ../../nbs/core/08_figures.ipynb #sheet
 def _sheet(images, columns, gap):
     "One (H', W', 3) uint8 picture: tiles row by row on white, `gap` pixels apart."
     n, h, w, _ = images.shape
@@ -225,7 +225,7 @@ def _write_origin(kind, stem, files, caption, provenance):
                       "caption": caption, "provenance": provenance})
     return files | {"json": path}
 
-
+# %% ../../nbs/core/08_figures.ipynb #show
 def _show(fig, png, text):
     "Inside a notebook: the picture in 64 colours, a quarter of the saved one's bytes, and `text` below it."
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
@@ -283,7 +283,7 @@ def _column(values, missing, digits):
     else: show = lambda v: " ".join(str(v).replace("|", "\\|").split())
     return ["–" if gone else show(v) for v, gone in zip(values, missing)], numeric and bool(present)
 
-
+# %% ../../nbs/core/08_figures.ipynb #markdown-lines
 def _markdown(frame, digits, formats):
     if not isinstance(frame.index, pd.RangeIndex): frame = frame.reset_index()
     lines = [[] for _ in range(len(frame) + 2)]
@@ -305,7 +305,7 @@ class Table:
     def __str__(self): return self.text
     __repr__ = _repr_markdown_ = __str__
 
-
+# %% ../../nbs/core/08_figures.ipynb #write-table
 def save_table(frame, stem, provenance, caption="", digits=4, formats=None):
     """Write `frame` as <stem>.csv (all digits), <stem>.md (`digits` decimals, or a format string per column in
     `formats`) and <stem>.json (caption, provenance). An index other than 0, 1, ... becomes a column. Returns a `Table`

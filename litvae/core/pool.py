@@ -118,7 +118,7 @@ def train_all(configs, jobs=None, root="runs", progress=True):
     if failures: raise LitvaeError(_failure_text(failures, len(configs)))
     return [train_or_load(config, root) for config in configs]
 
-
+# %% ../../nbs/core/07_pool.ipynb #failure-lines
 def _failure_text(failures, count):
     lines = [f"{name}: {trouble}" for name, trouble in failures.items()]
     return (f"{len(failures)} of {count} runs failed; the others are finished and kept. Start again to retry.\n  "

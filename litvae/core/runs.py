@@ -325,8 +325,9 @@ def run_path(config, root="runs"):
 def train_or_load(config, root="runs", progress=None, wait=True):
     """The finished `Run` of `config` under `root`: loaded if it is there, else resumed or trained.
 
-    `progress` shows a bar, or lines where there is no terminal (default: a bar on one, else nothing). Raises `NonFiniteLoss`, `CorruptFileError` for a damaged
-    checkpoint, and `LitvaeError` if the disk refuses or, with `wait=False`, if another process trains this run."""
+    `progress` shows a bar, or lines where there is no terminal (default: a bar on one, else nothing). Raises
+    `NonFiniteLoss`, `CorruptFileError` for a damaged checkpoint, and `LitvaeError` if the disk refuses or, with
+    `wait=False`, if another process trains this run."""
     rank, world = join_processes()
     path = run_path(config, root)
     if _agreed((path / "result.json").exists(), world): return _found(path, config)

@@ -25,7 +25,7 @@ def _cells(path):
         raise CorruptFileError(f"{path} is not a Jupyter notebook of format 4; restore it")
     return notebook["cells"]
 
-
+# %% ../../nbs/reproduce/01_notebooks.ipynb #sources
 def _source(cell): return "".join(cell.get("source", ""))
 
 
@@ -77,7 +77,7 @@ def _plain(value):
         return {key: _plain(item) for key, item in value.items()}
     raise TypeError(f"a parameter cannot be a {type(value).__name__}: {value!r}")
 
-
+# %% ../../nbs/reproduce/01_notebooks.ipynb #fits-type
 def _fits(value, default):
     "Whether `value` can stand in for `default`."
     if default is None: return True
@@ -118,7 +118,7 @@ def _guard():
 _guard(); del _guard
 """
 
-
+# %% ../../nbs/reproduce/01_notebooks.ipynb #private-kernel
 @contextmanager
 def _private_kernel(cwd, threads):
     "Yield the arguments to start a kernel with, which nothing of the user's profile can reach."
@@ -422,7 +422,7 @@ def run_notebook(source, target, parameters=None, cwd=None, threads=1, progress=
     job = NotebookJob(source, target, parameters, cwd, threads)
     return _run(job, sys.stderr.isatty() if progress is None else progress, _Running(), warm)
 
-
+# %% ../../nbs/reproduce/01_notebooks.ipynb #run-inside
 def _run(job, progress, running, warm=None):
     given, nbformat = check_parameters(job.source, job.parameters), _extra()[1]
     cwd, target = Path(job.cwd or Path.cwd()), Path(job.target).absolute()

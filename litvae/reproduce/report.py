@@ -52,7 +52,7 @@ def _scoreboard(papers):
     rows = [[title, *(counts[title][status] for status in STATUSES)] for title in counts]
     return _table(["paper", *(f"{_MARKS[status]} {status}" for status in STATUSES)], rows)
 
-
+# %% ../../nbs/reproduce/02_report.ipynb #claims-table
 def _by_line(numbers):
     "One condition a line, kept in one piece: paper and ours stand side by side."
     return "<br>".join(one if "(" in one else one.replace(" ", "\u00a0") for one in numbers.split(" · "))
@@ -96,7 +96,7 @@ Seeds are paired where two conditions are compared. An ordering or a trend needs
 rules stand in `nbs/core/09_claims.ipynb`, the sentences in `reproduce/<paper>/claims.yaml`, the measured values in
 `<paper>/claims/` beside this file."""
 
-
+# %% ../../nbs/reproduce/02_report.ipynb #leftovers
 def _strangers(out, name, judged):
     "A line about records that belong to no claim, or nothing."
     ids = sorted(set(read_observations(Path(out) / name / "claims")) - {claim.id for claim, _, _ in judged})
@@ -108,7 +108,7 @@ def _title(folder):
     try: return yaml.safe_load((folder / "pages.yaml").read_text(encoding="utf-8"))["title"]
     except (OSError, yaml.YAMLError, KeyError, TypeError): return folder.name
 
-
+# %% ../../nbs/reproduce/02_report.ipynb #write-report
 def write_report(out, papers_folder, preset):
     """Judge every paper in `papers_folder` that has a claims.yaml and write <out>/REPORT.md; returns its path.
     The text depends on nothing but the files. Raises `LitvaeError` for damaged claims or records, or a full disk."""
