@@ -15,6 +15,8 @@ from litvae.genesis.component import ComponentVAE
 from litvae.genesis.masks import Codes, MaskPosterior, MaskPrior, MaskVAE, diagonal_normal, prior_normal
 from litvae.genesis.mixture import mixture_nll, stick_breaking
 from litvae.genesis.model import Decomposition, Genesis
+from litvae.kernels.counting import KernelCounter
+from litvae.kernels.ops import use_backend
 
 KINDS = ("asymmetric", "symmetric")
 SIZES = [(1, 1, 1, 1), (1, 5, 3, 7), (2, 2, 1, 5), (3, 9, 5, 4)]                    # B, K, H, W
@@ -321,6 +323,20 @@ def test_geco_over_200_updates_of_the_model_is_a_recursion_in_numpy():
         assert geco.beta.item() == pytest.approx(beta, rel=1e-10)
         assert geco.err_ema.item() == pytest.approx(ema, rel=1e-10)
     assert sides == {True, False}
+
+
+def test_a_step_of_the_asymmetric_model_issues_at_most_500_kernels():
+    "Forward, backward, GECO and Adam of five slots with the paper's layers, as plain PyTorch; widths do not count."
+    model = Genesis("asymmetric", 5, size=16, channels=2, mask=dict(channels=2, features=6))
+    geco, adam = Geco(1.0), torch.optim.Adam(model.parameters(), fused=True)
+    def step():
+        adam.zero_grad()
+        model.loss(images(2, 16, torch.float32), geco).total.backward()
+        adam.step()
+    with use_backend("reference"):
+        step()                                                     # Adam makes its state
+        with KernelCounter() as counter: step()
+    assert counter.count <= 500
 
 
 @pytest.mark.parametrize("kind, alone", [("asymmetric", "sbd"), ("symmetric", "dc")])

@@ -63,7 +63,7 @@ class Geco(nn.Module):
             dist.all_reduce(err)
             err /= dist.get_world_size()
         first = self.updates == 0
-        self.err_ema.copy_(torch.where(first, err, self.momentum * self.err_ema + (1 - self.momentum) * err))
+        self.err_ema.copy_(torch.where(first, err, self.err_ema.lerp(err, 1 - self.momentum)))
         self.updates += 1
         constraint = self.goal - self.err_ema
         pace = torch.where(constraint > 0, self.speedup * constraint, constraint)

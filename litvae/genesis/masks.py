@@ -26,7 +26,8 @@ class Codes:
 
     def kl(self):
         "The single-sample estimate of KL(posterior || prior) in nats per image, summed over the slots, (B,)."
-        return monte_carlo_kl(self.posterior, self.prior, self.z).sum(1)
+        whole = (Independent(d.base_dist, 2, validate_args=False) for d in (self.posterior, self.prior))
+        return monte_carlo_kl(*whole, self.z)
 
 # %% ../../nbs/genesis/04_masks.ipynb #prior-normal
 def diagonal_normal(mean, std):
@@ -40,23 +41,13 @@ def prior_normal(raw, bounded=True):
     mean, spread = raw.to(torch.promote_types(raw.dtype, torch.float32)).chunk(2, dim=-1)
     return diagonal_normal(mean.tanh() if bounded else mean, torch.sigmoid(spread + 4) + 1e-4)
 
-# %% ../../nbs/genesis/04_masks.ipynb #conditioned-cell
-class _ConditionedLSTMCell(nn.LSTMCell):
-    "An LSTM cell over features and a code side by side, for features that stay while the codes change."
-    def condition(self, features):
-        "What `features` (B, F) add to all gates, with the weights of the rest, both computed once; and zero states."
-        fixed, changing = self.weight_ih.split([features.shape[1], self.input_size - features.shape[1]], dim=1)
-        gates = F.linear(features, fixed, self.bias_ih + self.bias_hh)
-        zeros = features.new_zeros(len(features), self.hidden_size)
-        return (gates, torch.cat([changing, self.weight_hh], dim=1).T), (zeros, zeros)
-
-    def forward(self, z, state, condition):
-        (gates, weight), (h, c), size = condition, state, self.hidden_size
-        gates = torch.addmm(gates, torch.cat([z.to(h.dtype), h], dim=1), weight)
-        shares, new, out = gates.split([2 * size, size, size], dim=1)                 # PyTorch's order: i, f, g, o
-        take, keep = shares.sigmoid().chunk(2, dim=1)
-        c = keep * c + take * new.tanh()
-        return out.sigmoid() * c.tanh(), c
+# %% ../../nbs/genesis/04_masks.ipynb #lstm-state
+def _lstm_state(gates, c):
+    "The hidden state and the new cell state (B, H) of an LSTM whose gates (B, 4H) are summed up."
+    shares, new, out = gates.split([2 * c.shape[1], c.shape[1], c.shape[1]], dim=1)  # PyTorch's order: i, f, g, o
+    take, keep = shares.sigmoid().chunk(2, dim=1)
+    c = keep * c + take * new.tanh()
+    return out.sigmoid() * c.tanh(), c
 
 # %% ../../nbs/genesis/04_masks.ipynb #mask-posterior
 class MaskPosterior(nn.Module):
@@ -66,22 +57,31 @@ class MaskPosterior(nn.Module):
     def __init__(self, features, latent):
         super().__init__()
         self.first_mean, self.first_spread = nn.Linear(features, latent), nn.Linear(features, latent)
-        self.cell = _ConditionedLSTMCell(features + latent, 2 * latent)
+        self.cell = nn.LSTMCell(features + latent, 2 * latent)
         self.head = nn.Linear(2 * latent, 2 * latent)
 
     def forward(self, features, slots, sample=True):
-        raw = torch.cat([self.first_mean(features), self.first_spread(features)], dim=-1)
-        condition, state = self.cell.condition(features)
-        means, stds, z = [], [], []
+        raw, gates, by_code = self._by_features(features)
+        later = torch.cat([self.head.bias.expand(len(raw), -1), gates], dim=1)        # raw output and gates without h
+        by_state, sizes = torch.cat([self.head.weight, self.cell.weight_hh]).T, [raw.shape[1], gates.shape[1]]
+        c, means, stds, z = raw.new_zeros(len(raw), self.cell.hidden_size), [], [], []
         for k in range(slots):
             if k:
-                state = self.cell(z[-1], state, condition)
-                raw = self.head(state[0])
+                h, c = _lstm_state(torch.addmm(gates, z[-1], by_code.T), c)
+                raw, gates = torch.addmm(later, h, by_state).split(sizes, dim=1)
             step = posterior_normal(raw).base_dist
             z.append(step.rsample() if sample else step.loc)
             means.append(step.loc), stds.append(step.scale)
         means, stds, z = (torch.stack(steps, dim=1) for steps in (means, stds, z))
         return diagonal_normal(means, stds), z
+
+    def _by_features(self, features):
+        "What `features` (B, F) give: raw output of the first code, a part of all gates; and the codes' weight there."
+        first, second, cell = self.first_mean, self.first_spread, self.cell
+        by_features, by_code = cell.weight_ih.split([first.in_features, first.out_features], dim=1)
+        weight = torch.cat([first.weight, second.weight, by_features])
+        bias = torch.cat([first.bias, second.bias, cell.bias_ih + cell.bias_hh])
+        return *F.linear(features, weight, bias).split([2 * first.out_features, len(cell.bias_ih)], dim=1), by_code
 
 # %% ../../nbs/genesis/04_masks.ipynb #mask-prior
 class MaskPrior(nn.Module):
@@ -90,13 +90,13 @@ class MaskPrior(nn.Module):
     Source: Reconstruction Bottlenecks, Equation 3."""
     def __init__(self, latent, hidden=256):
         super().__init__()
-        self.rnn, self.head = nn.LSTM(latent, hidden, batch_first=True), nn.Linear(hidden, 2 * latent)
+        self.rnn, self.head = nn.LSTM(latent, hidden), nn.Linear(hidden, 2 * latent)
+        self.register_buffer("first", torch.tensor([0.0, 1.0]), persistent=False)          # mean, standard deviation
 
     def forward(self, z):
-        later = prior_normal(self.head(self._recur(z[:, :-1])[0])).base_dist
-        first = torch.zeros_like(z[:, :1])
-        return diagonal_normal(torch.cat([first, later.loc], dim=1),
-                               torch.cat([torch.ones_like(first), later.scale], dim=1))
+        later = prior_normal(self.head(self._recur(z[:, :-1].transpose(0, 1))[0]).transpose(0, 1)).base_dist
+        mean, std = self.first.expand(len(z), 1, z.shape[2], 2).unbind(-1)
+        return diagonal_normal(torch.cat([mean, later.loc], dim=1), torch.cat([std, later.scale], dim=1))
 
     def _recur(self, z, state=None):
         "The LSTM in its own precision, also under autocast: not every CPU has one in bfloat16."
@@ -108,8 +108,8 @@ class MaskPrior(nn.Module):
         weight, state = self.head.weight, None
         z = [torch.randn(n, self.rnn.input_size, device=weight.device, dtype=weight.dtype)]
         for _ in range(slots - 1):
-            out, state = self._recur(z[-1][:, None], state)
-            z.append(prior_normal(self.head(out[:, 0]), bounded).sample())
+            out, state = self._recur(z[-1][None], state)
+            z.append(prior_normal(self.head(out[0]), bounded).sample())
         return torch.stack(z, dim=1)
 
 # %% ../../nbs/genesis/04_masks.ipynb #mask-vae

@@ -62,7 +62,7 @@ class SceneModel(nn.Module):
         err = self.error(x, scene).mean()
         parts = {"component_kl": scene.component_codes.kl().mean()}
         if scene.mask_codes: parts["mask_kl"] = scene.mask_codes.kl().mean()
-        kl = sum(parts.values())
+        kl = parts["component_kl"] + parts.get("mask_kl", 0)
         return Loss((objective or Elbo())(err, kl), {"err": err, "kl": kl, **parts})
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ __all__ = ['mixture_nll_reference', 'mixture_gradients_reference', 'check_mixtur
 # %% ../../nbs/kernels/10_mixture.ipynb #imports
 import math
 import torch
+import torch.nn.functional as F
 from ..core.files import LitvaeError
 from .ops import Op
 
@@ -19,7 +20,7 @@ def _floor(std):
 
 
 def _scores(x, means, log_masks, std, joint):
-    squares = (x[:, None] - means).square()
+    squares = F.mse_loss(means, x[:, None].expand_as(means), reduction="none")
     if joint: squares = squares.sum(2, keepdim=True)
     return torch.add(log_masks, squares, alpha=-0.5 / std ** 2)               # (B, K, C or 1, H, W)
 
