@@ -8,7 +8,7 @@ __all__ = ['PRECISIONS', 'epoch_permutation', 'batch_indices', 'seed_noise', 'St
 
 # %% ../../nbs/core/05_training.ipynb #imports
 import os
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 import numpy as np
 import torch
@@ -134,10 +134,15 @@ class Optimisers(dict):
     def rate(self, factor):
         for group in self.groups(): group["lr"] = group["initial_lr"] * factor
 
+    @contextmanager
     def only(self, name):
-        "Let gradients flow into the weights of the optimiser `name` alone."
-        for other, optimiser in self.items():
-            for p in (p for group in optimiser.param_groups for p in group["params"]): p.requires_grad_(other == name)
+        "While this is open, gradients flow into the weights of the optimiser `name` alone."
+        others = [p for other, optimiser in self.items() if other != name
+                  for group in optimiser.param_groups for p in group["params"]]
+        for p in others: p.requires_grad_(False)
+        try: yield
+        finally:
+            for p in others: p.requires_grad_(True)
 
     def state_dict(self): return {name: optimiser.state_dict() for name, optimiser in self.items()}
 
@@ -186,11 +191,11 @@ def _gradient(trainer, step, phase):
     task, several = trainer.task, len(trainer.task.phases) > 1
     rows = task.rows(step, trainer.batch_size, trainer.seed)[trainer.rank::trainer.world]
     seed_noise(trainer.seed, step, "train" if phase == "model" else phase, rank=trainer.rank)
-    if several: trainer.optimisers.only(task.phases[phase])
     if phase not in task.keep_gradient: task.zero_grad(set_to_none=True)
-    with precision_context(trainer.precision, task.device.type):
-        loss = trainer.parallel(task.batch(rows), *([phase] if several else []))
-    loss.total.backward()
+    with trainer.optimisers.only(task.phases[phase]):
+        with precision_context(trainer.precision, task.device.type):
+            loss = trainer.parallel(task.batch(rows), *([phase] if several else []))
+        loss.total.backward()
     return loss
 
 
