@@ -19,7 +19,7 @@ from litvae.core.layers import BroadcastConv2d, GatedConv2d
 from litvae.core.objectives import geco_for_images
 from litvae.genesis.model import Genesis
 
-from measuring import bf16, compare, same_loss_and_gradients
+from measuring import Step, bf16, compare, same_loss_and_gradients
 
 
 # The plain form
@@ -88,26 +88,14 @@ def plain_loss(model, x, geco):
 
 # Two steps to compare, and what is counted of them
 
-class Step:
-    def __init__(self, model, x, plain):
-        self.model, self.x, self.plain, self.geco = copy.deepcopy(model), x, plain, geco_for_images(model.size)
-        form = dict(foreach=False) if plain else dict(fused=True)
-        self.adam = torch.optim.Adam(self.model.parameters(), 1e-4, **form)
-
-    def loss(self):
-        if self.plain: return plain_loss(self.model, self.x, self.geco)
-        return self.model.loss(self.x, self.geco).total
-
-    def __call__(self, bf16=False):
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16): loss = self.loss()
-        self.adam.zero_grad()
-        loss.backward()
-        self.adam.step()
+def step(model, x, plain):
+    "The step in its plain form, or in ours."
+    return Step(model, x, geco_for_images(model.size), plain_loss if plain else None)
 
 
 def check(model, x):
     "Both forms have one loss and one gradient, in float64 and on one image."
-    return same_loss_and_gradients(lambda plain: Step(model.double(), x[:1].double(), plain), 1e-10)
+    return same_loss_and_gradients(lambda plain: step(model.double(), x[:1].double(), plain), 1e-10)
 
 
 def main():
@@ -122,7 +110,7 @@ def main():
     print(f"{hardware()}, torch {torch.__version__}, asymmetric, batch {args.batch}, {args.size}x{args.size}, "
           f"{args.slots} slots, fp32")
     print(f"same loss and gradients: largest difference {check(copy.deepcopy(model), x):.1e} in float64")
-    steps = {"ours": Step(model, x, plain=False), "plain": Step(model, x, plain=True)}
+    steps = {"ours": step(model, x, plain=False), "plain": step(model, x, plain=True)}
     compare(steps, args.rounds)
     bf16(steps["ours"], args.bf16, args.rounds)
 

@@ -1,10 +1,30 @@
-"""What the benchmarks share: one check that two forms of a step agree, CPU seconds, memory, and their comparison."""
-import statistics, time
+"""What the benchmarks share: a training step in two forms, one check that they agree, CPU seconds, memory, and their
+comparison."""
+import copy, statistics, time
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from litvae.kernels.counting import KernelCounter, saved_bytes
+
+
+class Step:
+    """A training step of a copy of `model` on the batch `x`: its own loss and the fused Adam, or, where there is a
+    `plain_loss(model, x, objective)`, that one and Adam tensor by tensor. `adam`: further arguments of Adam."""
+    def __init__(self, model, x, objective, plain_loss=None, **adam):
+        self.model, self.x, self.objective, self.plain_loss = copy.deepcopy(model), x, objective, plain_loss
+        form = dict(foreach=False) if plain_loss else dict(fused=True)
+        self.adam = torch.optim.Adam(self.model.parameters(), **{"lr": 1e-4} | adam | form)
+
+    def loss(self):
+        if self.plain_loss: return self.plain_loss(self.model, self.x, self.objective)
+        return self.model.loss(self.x, self.objective).total
+
+    def __call__(self, bf16=False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16): loss = self.loss()
+        self.adam.zero_grad()
+        loss.backward()
+        self.adam.step()
 
 
 def same_loss_and_gradients(make, bound):

@@ -8,7 +8,7 @@ tensor by tensor. Ours decodes once, its first layer never builds the code, tens
 Adam is fused. Both have one loss and one gradient, which is checked first. The sgemm-bound is the time that the step's
 FLOPs would take at the rate of a 1024 x 1024 x 1024 product, measured in between.
 """
-import argparse, copy
+import argparse
 
 import torch
 
@@ -16,7 +16,7 @@ from litvae.core.environment import hardware
 from litvae.patchvae.model import PatchElbo, PatchVae
 from litvae.patchvae.parts import patch_code
 
-from measuring import bf16, compare, same_loss_and_gradients
+from measuring import Step, bf16, compare, same_loss_and_gradients
 
 
 def direct_loss(model, x, objective):
@@ -32,23 +32,11 @@ def direct_loss(model, x, objective):
     return objective(err, kl_app, kl_occ)
 
 
-class Step:
-    def __init__(self, model, x, plain):
-        self.model, self.objective, self.plain = copy.deepcopy(model), PatchElbo(), plain
-        self.x = x if plain else x.contiguous(memory_format=torch.channels_last)
-        if not plain: self.model.to(memory_format=torch.channels_last)
-        form = dict(foreach=False) if plain else dict(fused=True)
-        self.adam = torch.optim.Adam(self.model.parameters(), 1e-4, betas=(0.5, 0.999), **form)
-
-    def loss(self):
-        if self.plain: return direct_loss(self.model, self.x, self.objective)
-        return self.model.loss(self.x, self.objective).total
-
-    def __call__(self, bf16=False):
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16): loss = self.loss()
-        self.adam.zero_grad()
-        loss.backward()
-        self.adam.step()
+def step(model, x, plain):
+    "The step in its direct form, or in ours."
+    form = torch.contiguous_format if plain else torch.channels_last
+    model, x = model.to(memory_format=form), x.contiguous(memory_format=form)
+    return Step(model, x, PatchElbo(), direct_loss if plain else None, betas=(0.5, 0.999))
 
 
 def main():
@@ -63,9 +51,9 @@ def main():
     print(f"{hardware()}, torch {torch.__version__}, batch {args.batch}, {args.size}x{args.size}, width {args.width}, "
           "fp32")
     few = x[:4].double()
-    worst = same_loss_and_gradients(lambda plain: Step(model.double(), few, plain), 1e-7)
+    worst = same_loss_and_gradients(lambda plain: step(model.double(), few, plain), 1e-7)
     print(f"same loss and gradients: largest difference {worst:.1e} in float64")
-    steps = {"ours": Step(model.float(), x, plain=False), "plain": Step(model.float(), x, plain=True)}
+    steps = {"ours": step(model.float(), x, plain=False), "plain": step(model, x, plain=True)}
     compare(steps, args.rounds)
     bf16(steps["ours"], args.bf16, args.rounds)
 

@@ -69,7 +69,15 @@ def test_pictures_that_are_none_are_refused(measure):
     for words, pairs in bad.items():
         for pair in pairs:
             with pytest.raises(LitvaeError, match=words): measure(*pair)
+    with pytest.raises(LitvaeError, match="no pixels"): measure(x[..., :0], x[..., :0])
     assert measure(x[:0], x[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("measure", [psnr, ssim])
+def test_many_pictures_are_measured_as_few_are(measure):
+    x, y = pictures(515, 1, 12, 11), pictures(515, 1, 12, 11, seed=1)
+    assert torch.allclose(measure(x, y), torch.cat([measure(x[i:i + 103], y[i:i + 103]) for i in range(0, 515, 103)]))
+    assert measure(x, y).dtype == torch.float64 and measure(x, y).shape == (515,)
 
 
 # ------------------------------------------------------------------------------------------------- Frechet distance
@@ -105,7 +113,8 @@ def test_frechet_distance_of_singular_covariances():
 @pytest.mark.parametrize("words, change", [
     ("shapes", lambda m, c: (m, c[:2])), ("shapes", lambda m, c: (m[None], c)),
     ("one extractor", lambda m, c: (m[:2], c[:2, :2])), ("finite", lambda m, c: (m * math.nan, c)),
-    ("symmetric", lambda m, c: (m, np.triu(c))), ("negative", lambda m, c: (m, -c))])
+    ("symmetric", lambda m, c: (m, np.triu(c))), ("negative", lambda m, c: (m, -c)),
+    ("negative", lambda m, c: (m, np.array([[1, 2, 0], [2, 1, 0], [0, 0, 1]])))])
 def test_what_is_no_gaussian_is_refused(words, change):
     mean, cov = gaussian(3, 3, 0)
     with pytest.raises(LitvaeError, match=words): frechet_distance(*change(mean, cov), mean, cov)
@@ -122,6 +131,16 @@ def test_statistics_equal_numpy_and_do_not_complain_about_few(count):
     assert np.allclose(cov, np.cov(features.astype(float).T), rtol=1e-9, atol=1e-12)
     for bad in (features[:1], features[0], features * np.inf):
         with pytest.raises(LitvaeError): feature_statistics(bad)
+
+
+def test_frechet_distance_of_two_pictures_in_many_dimensions():
+    "Two samples: covariances of rank one, v v' / 2 each, whose distance has a closed form."
+    a, b = np.random.default_rng(0).normal(size=(2, 2, 300))
+    (v, w), shift = (np.diff(x, axis=0)[0] / 2 ** 0.5 for x in (a, b)), a.mean(0) - b.mean(0)
+    closed = shift @ shift + v @ v + w @ w - 2 * abs(v @ w)
+    assert math.isclose(frechet_distance(*feature_statistics(a), *feature_statistics(b)), closed, rel_tol=1e-6)
+    nothing = np.zeros(0), np.zeros((0, 0))
+    with pytest.raises(LitvaeError, match=r"\(D,\) and \(D, D\)"): frechet_distance(*nothing, *nothing)
 
 
 # -------------------------------------------------------------------------------------------------------- protocols
@@ -157,7 +176,8 @@ def test_protocols_keep_range_flat_pictures_and_grey_ones():
             assert 0 <= shown.min() and shown.max() <= 1 and torch.equal(shown[:, 0], shown[:, 2])
             assert torch.allclose(preprocess(0 * steps + 0.2, kind, size), torch.tensor(0.2), atol=1e-6)
         assert preprocess(steps[:0], kind, 9).shape == (0, 3, 9, 9)
-    for bad in ("png", ("never", "bilinear", False), ("none", "box", False), ("none", "tf1", True)):
+    triples = ("never", "bilinear", False), ("none", "box", False), ("none", "tf1", True), ("none",) * 4
+    for bad in ("png", None, *triples):
         with pytest.raises(LitvaeError): preprocess(steps, bad, 9)
 
 
@@ -190,6 +210,8 @@ def test_score_equals_its_parts_and_says_what_it_is():
     assert extract_features(real[:0], own).shape == (0, 3)
     with pytest.raises(LitvaeError, match="at least one"): extract_features(real, own, batch_size=0)
     with pytest.raises(LitvaeError, match="at least 2"): frechet_score(real[:1], fake, own)
+    with pytest.raises(LitvaeError, match="4 features, its network gives 3"):
+        extract_features(real, FeatureExtractor("FD-means", nn.AdaptiveAvgPool2d(1), size=8, dimensions=4))
     with pytest.raises(LitvaeError, match="brings its weights"): feature_extractor("random", weights="x.pth")
 
 
@@ -248,6 +270,9 @@ def test_inception_files_that_are_missing_damaged_or_others(inception_file, tmp_
     damaged, other = tmp_path / "damaged.pth", tmp_path / "other.pth"
     damaged.write_bytes(inception_file.read_bytes()[:10_000])
     with pytest.raises(CorruptFileError, match="damaged.pth"): feature_extractor("inception", damaged)
+    for data in (b"", b".", b"garbage", b"PK" + bytes(99)):
+        damaged.write_bytes(data)
+        with pytest.raises(CorruptFileError, match="damaged.pth"): feature_extractor("inception", damaged)
     for state in ({"fc.weight": torch.zeros(2)}, [1, 2], torch.zeros(3)):
         torch.save(state, other)
         with pytest.raises(LitvaeError, match="other weights"): feature_extractor("inception", other)

@@ -93,7 +93,7 @@ def test_size_and_level_keep_the_class():
 
 def test_wrong_options():
     rng = np.random.default_rng(0)
-    for wrong in ({"level": "easy"}, {"size": 48}):
+    for wrong in ({"level": "easy"}, {"size": 48}, {"size": 32.0}):
         with pytest.raises(LitvaeError, match="grid, std|32 or 64"): parts21_proc(rng, 2, **wrong)
     for grid in (0, 2.0):
         with pytest.raises(LitvaeError, match="1 or more"): part_cells(parts21_proc(rng, 2), grid=grid)

@@ -128,7 +128,9 @@ def indoor(tmp_path):
             Image.fromarray(picture(100 * k + i)).save(folder / "Images" / kind / f"no {i:02}.jpg", format="PNG")
             if i < 22: lists["Train" if i < 20 else "Test"].append(f"{kind}/no {i:02}.jpg")
         (folder / "Images" / kind / "Thumbs.db").write_bytes(b"not a picture")
-    for part, names in lists.items(): (folder / f"{part}Images.txt").write_text("\r\n".join(names) + "\r\n\r\n")
+    for part, names in lists.items():
+        start = "\ufeff" if part == "Train" else ""  # some editors put a mark there
+        (folder / f"{part}Images.txt").write_text(start + "\r\n".join(names) + " \r\n\r\n", encoding="utf-8")
     return folder
 
 
@@ -155,6 +157,7 @@ def test_indoor_splits(indoor, tmp_path):
 
 @pytest.mark.parametrize("part, line, message", [
     ("Train", "bar", "one CLASS/FILE"), ("Test", "../bar/no 20.jpg", "one CLASS/FILE"),
+    ("Test", "bar/..", "one CLASS/FILE"), ("Train", "bar/no\0 20.jpg", "plain text"),
     ("Train", "bar/no 03.jpg", "no 03.jpg twice"), ("Test", "bar/no 03.jpg", "other pictures than"),
     ("Train", "cellar/no 1.jpg", "cellar in one of them only"), ("Train", "\udcff", "plain text")])
 def test_indoor_wrong_lists(indoor, part, line, message):
@@ -182,7 +185,8 @@ def test_a_damaged_picture_in_a_later_shard_does_not_lose_the_first(indoor, tmp_
     monkeypatch.setattr(ph, "SHARD", 16)
     monkeypatch.setattr("litvae.data.sources.SHARD", 16)
     order = shard_rng({"name": "indoor67", "split": "train"}, 0).permutation(54)
-    names = [line for line in (indoor / "TrainImages.txt").read_text().split("\n") if line and int(line[-6:-4]) < 18]
+    lines = (indoor / "TrainImages.txt").read_text(encoding="utf-8-sig").split()
+    names = [f"{line} {number}" for line, number in zip(lines[::2], lines[1::2]) if int(number[:2]) < 18]
     path = indoor / "Images" / names[order[40]]  # in the third shard
     whole = path.read_bytes()
     path.write_bytes(whole[:100])
@@ -191,6 +195,22 @@ def test_a_damaged_picture_in_a_later_shard_does_not_lose_the_first(indoor, tmp_
     monkeypatch.setattr(ph, "read_square", lambda *args: count.append(args) or read(*args))
     path.write_bytes(whole)
     assert found(load("indoor67", "train", root=tmp_path, size=12)) == ids(0, 18) and len(count) == 54 - 32
+
+
+def test_a_picture_removed_halfway_does_not_mix_two_orders(indoor, tmp_path, monkeypatch):
+    "Without labels no list says what belongs to the set, so a set without the damaged picture is another one."
+    monkeypatch.setattr(ph, "SHARD", 16)
+    monkeypatch.setattr("litvae.data.sources.SHARD", 16)
+    names = sorted(f"{kind}/no {i:02}.jpg" for kind in ("attic", "bar", "tv_studio") for i in range(24)
+                   if i not in (20, 21))
+    order = shard_rng({"name": "indoor67", "split": "train"}, 0).permutation(66)
+    damaged = names[order[40]]  # in the third shard
+    (indoor / "Images" / damaged).write_bytes(b"GIF89a")
+    def get(): return load("indoor67", "train", root=tmp_path, size=12, unlabelled=True)
+    with pytest.raises(CorruptFileError, match=damaged): get()
+    (indoor / "Images" / damaged).unlink()
+    rest = get()
+    assert len(found(rest)) == len(rest) == 65
 
 
 # Places205
@@ -205,7 +225,7 @@ def test_places(tmp_path, base):
     lists = folder / "trainvalsplit_places205"
     lists.mkdir()
     (lists / "train_places205.csv").write_text("\n".join(lines))
-    (lists / "val_places205.csv").write_text("\n".join("/" + line for line in lines[:3]) + "\n")
+    (lists / "val_places205.csv").write_bytes(("\ufeff" + "\r\n".join("/" + line for line in lines[:3])).encode())
     sets = {split: load("places205", split, "real", root=tmp_path, size=4) for split in SPLITS}
     for split, rows in {"train": range(198), "validation": (198, 199), "test": range(3)}.items():
         expected = {(bytes(picture(i, (4, 4))), [3, 204][i % 2]) for i in rows}
@@ -260,10 +280,14 @@ def test_imagenet_from_archives(tmp_path, monkeypatch):
     seen = {(bytes(image), int(k)) for image, k in zip(sets["test"]["image"], sets["test"]["label"])}
     assert seen == {(bytes(square(picture(500 + i))), k) for i, k in enumerate((1, 0, 1))}
     assert {bytes(image) for image in sets["validation"]["image"]} == {bytes(square(picture(i))) for i in (99, 199)}
+    learned = {bytes(square(picture(i))) for i in range(200) if i % 100 < 99}
+    assert {bytes(image) for image in sets["train"]["image"]} == learned
     assert before == {path: path.read_bytes() for path in archives.values()}  # the user's files are only read
     assert sorted(os.listdir(folder / "train")) == list(WNIDS) and not (folder / "unpacking").exists()
     for path in before: path.unlink()  # the tree is enough, and it is the same data set
     assert load("imagenet", "test", root=tmp_path, size=12).meta == sets["test"].meta
+    next((folder / "val" / WNIDS[0]).iterdir()).unlink()  # a picture less: another data set
+    assert len(load("imagenet", "test", root=tmp_path, size=12)) == 2
 
 
 def test_imagenet_that_is_not_whole(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ __all__ = ['METRICS', 'PROTOCOLS', 'INCEPTION_FILE', 'INCEPTION_SHA256', 'Metric
            'extract_features', 'FrechetScore', 'frechet_score']
 
 # %% ../../nbs/core/13_image_metrics.ipynb #imports
-import importlib, math, pickle
+import importlib, math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,19 +44,21 @@ def _images(images, role):
     if not isinstance(images, torch.Tensor) or not images.is_floating_point() or images.ndim != 4:
         what = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, torch.Tensor) else type(images).__name__
         raise LitvaeError(f"{role} must be a float tensor (N, C, H, W), got {what}; divide bytes by 255 first")
+    if 0 in images.shape[1:]: raise LitvaeError(f"{role} have no pixels, got the shape {tuple(images.shape)}")
     if images.numel() and not (images.min() >= -1e-4 and images.max() <= 1 + 1e-4):       # also catches NaN
         raise LitvaeError(f"{role} must lie in [0, 1], got {images.min():.3g} to {images.max():.3g}; "
                           "rescale or clip them first")
     return images.detach()
 
 
-def _pair(images, reconstructions):
-    "Both in float64, checked against each other."
-    pair = _images(images, "images"), _images(reconstructions, "reconstructions")
-    if pair[0].shape != pair[1].shape:
+def _each(measure, images, reconstructions, chunk=256):
+    "`measure` (N,) of pairs in float64, `chunk` at a time, on the device of `images`; checks them against each other."
+    x, y = _images(images, "images"), _images(reconstructions, "reconstructions")
+    if x.shape != y.shape:
         raise LitvaeError("images and reconstructions must have one shape, "
                           f"got {tuple(images.shape)} and {tuple(reconstructions.shape)}")
-    return [x.double() for x in pair]
+    pairs = zip(x.split(chunk), y.to(x.device).split(chunk))
+    return torch.cat([measure(a.double(), b.double()) for a, b in pairs])
 
 # %% ../../nbs/core/13_image_metrics.ipynb #psnr
 def psnr(images, reconstructions):
@@ -64,20 +66,10 @@ def psnr(images, reconstructions):
 
     Both are float (N, C, H, W) in [0, 1]; the peak is 1, the square error is averaged over C, H and W. Raises
     `LitvaeError` for other shapes, types or ranges."""
-    x, y = _pair(images, reconstructions)
-    return -10 * (x - y).square().mean((1, 2, 3)).log10()
+    return _each(lambda x, y: -10 * (x - y).square().mean((1, 2, 3)).log10(), images, reconstructions)
 
 # %% ../../nbs/core/13_image_metrics.ipynb #ssim
-def ssim(images, reconstructions):
-    """The structural similarity of each image, float64 (N,) in [-1, 1]; higher is better, equal images give 1.
-
-    Both are float (N, C, H, W) in [0, 1], at least 11 pixels on each side. Gaussian window of 11 pixels, standard
-    deviation 1.5, full windows only; averaged over channels and places. Raises `LitvaeError` for other shapes, types
-    or ranges. Source: Wang et al. (2004)."""
-    x, y = _pair(images, reconstructions)
-    if min(x.shape[2:]) < 11:
-        raise LitvaeError(f"SSIM looks through windows of 11 pixels, the images have {x.shape[2]} x {x.shape[3]}; "
-                          "use psnr for them")
+def _ssim(x, y):
     window = torch.exp(-(torch.arange(11, device=x.device, dtype=x.dtype) - 5) ** 2 / (2 * 1.5 ** 2))
     window = (window / window.sum()).view(1, 1, 1, 11)
 
@@ -91,17 +83,33 @@ def ssim(images, reconstructions):
     c1, c2 = 0.01 ** 2, 0.03 ** 2
     return ((2 * mx * my + c1) * (2 * cov + c2) / ((mx ** 2 + my ** 2 + c1) * (vx + vy + c2))).mean((1, 2, 3))
 
+
+def ssim(images, reconstructions):
+    """The structural similarity of each image, float64 (N,) in [-1, 1]; higher is better, equal images give 1.
+
+    Both are float (N, C, H, W) in [0, 1], at least 11 pixels on each side. Gaussian window of 11 pixels, standard
+    deviation 1.5, full windows only; averaged over channels and places. Raises `LitvaeError` for other shapes, types
+    or ranges. Source: Wang et al. (2004)."""
+    height, width = _images(images, "images").shape[2:]
+    if min(height, width) < 11:
+        raise LitvaeError(f"SSIM looks through windows of 11 pixels, the images have {height} x {width}; "
+                          "use psnr for them")
+    return _each(_ssim, images, reconstructions)
+
 # %% ../../nbs/core/13_image_metrics.ipynb #frechet
 def _gaussian(mean, cov, number):
     "Mean (D,) and symmetric covariance (D, D) as float64 tensors; raises `LitvaeError`."
     mean, cov = (torch.as_tensor(x).detach().double() for x in (mean, cov))
-    if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
+    if mean.ndim != 1 or not len(mean) or cov.shape != (len(mean), len(mean)):
         raise LitvaeError(f"mean{number} and cov{number} must have the shapes (D,) and (D, D), "
                           f"got {tuple(mean.shape)} and {tuple(cov.shape)}")
     if not (mean.isfinite().all() and cov.isfinite().all()):
         raise LitvaeError(f"mean{number} and cov{number} must be finite; look for NaN among the features")
-    if not torch.allclose(cov, cov.mT, rtol=1e-6, atol=1e-6 * cov.abs().max().item() if len(mean) else 0):
+    if not torch.allclose(cov, cov.mT, rtol=1e-6, atol=1e-6 * cov.abs().max().item()):
         raise LitvaeError(f"cov{number} is not symmetric; give a covariance, such as feature_statistics returns")
+    slack = (1e-6 * cov.abs().sum(1).max()).clamp(min=1e-30)        # the largest eigenvalue is no larger than that sum
+    if torch.linalg.cholesky_ex(cov + slack * torch.eye(len(cov), device=cov.device, dtype=cov.dtype)).info:
+        raise LitvaeError(f"cov{number} has negative eigenvalues; give one that feature_statistics returns")
     return mean, cov
 
 
@@ -115,8 +123,6 @@ def frechet_distance(mean1, cov1, mean2, cov2):
     if mean1.shape != mean2.shape:
         raise LitvaeError(f"the two Gaussians have {len(mean1)} and {len(mean2)} dimensions; use one extractor")
     values, vectors = torch.linalg.eigh(cov1)
-    if (values < -1e-6 * values.abs().max()).any() or (cov2.diagonal() < 0).any():
-        raise LitvaeError("a covariance has negative eigenvalues; give one that feature_statistics returns")
     root = vectors * values.clamp(min=0).sqrt() @ vectors.mT
     inner = torch.linalg.eigvalsh(root @ cov2.to(root.device) @ root).clamp(min=0)
     shift = (mean1 - mean2.to(mean1.device)).square().sum()
@@ -158,7 +164,9 @@ def _protocol(protocol):
         if protocol not in PROTOCOLS:
             raise LitvaeError(f"no protocol {protocol!r}: use {', '.join(PROTOCOLS)}, or a Protocol of your own")
         return protocol, PROTOCOLS[protocol]
-    quantise, filter, antialias = protocol = Protocol(*protocol)
+    try: quantise, filter, antialias = protocol = Protocol(*protocol)
+    except TypeError as error:
+        raise LitvaeError(f"{protocol!r} is neither a protocol's name nor (quantise, filter, antialias)") from error
     if quantise not in ("none", "before", "throughout") or filter not in ("bilinear", "bicubic", "tf1"):
         raise LitvaeError(f"{protocol}: quantise is none, before or throughout; filter is bilinear, bicubic or tf1")
     if filter == "tf1" and antialias: raise LitvaeError("the tf1 filter has no antialiasing; use antialias=False")
@@ -208,7 +216,7 @@ class FeatureExtractor(nn.Module):
     """Pooled features (N, dimensions) of images (N, 3, size, size) in [0, 1], by a frozen `network`.
 
     `name` is what a Frechet distance through it is called. The network is shown (images - mean) / std and stays in
-    evaluation mode; it must return (N, dimensions) or (N, dimensions, 1, 1)."""
+    evaluation mode; it must return (N, dimensions) or (N, dimensions, 1, 1), else `LitvaeError` is raised."""
     def __init__(self, name, network, size, dimensions, mean=0.5, std=0.5):
         super().__init__()
         self.name, self.size, self.dimensions, self.mean, self.std = name, size, dimensions, mean, std
@@ -216,7 +224,11 @@ class FeatureExtractor(nn.Module):
 
     def train(self, mode=True): return super().train(False)                  # a judge never learns
 
-    def forward(self, images): return self.network((images - self.mean) / self.std).flatten(1)
+    def forward(self, images):
+        features = self.network((images - self.mean) / self.std).flatten(1)
+        if features.shape[1] == self.dimensions: return features
+        raise LitvaeError(f"{self.name} says that it has {self.dimensions} features, its network gives "
+                          f"{features.shape[1]}; pool its maps, or correct the number")
 
 # %% ../../nbs/core/13_image_metrics.ipynb #random
 class _Pooled(nn.Module):
@@ -240,7 +252,7 @@ def _random(weights):
 def _read_weights(path):
     "The state dict in the file `path`, tensors only: no code is run. Raises `CorruptFileError`."
     try: state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:                                  # damaged bytes make the reader fail in a dozen ways
         raise CorruptFileError(f"{path} cannot be read as a file of weights ({' '.join(str(error).split())[:160]}); "
                                "fetch it again") from error
     return state

@@ -77,7 +77,8 @@ def draw_parts(rng, count, level="grid", size=32):
     background and its change along `along` (radians); coarse (5, 5), fine (9, 9): its texture. Raises `LitvaeError`
     for an unknown level or size."""
     if level not in LEVELS: raise LitvaeError(f"unknown level {level!r}; known are {', '.join(LEVELS)}")
-    if size not in _SIZES: raise LitvaeError(f"size is {size!r}; these pictures are 32 or 64 pixels wide")
+    if type(size) is not int or size not in _SIZES:
+        raise LitvaeError(f"size is {size!r}; these pictures are 32 or 64 pixels wide")
     std, uniform = level == "std", lambda low, high, *shape: rng.uniform(low, high, (count, *shape))
     label, copies = rng.integers(len(_PAIRS), size=count), rng.integers(2, 5, size=(count, 2))
     present = (np.arange(4) < copies[..., None]).reshape(count, 8)  # four slots of each type

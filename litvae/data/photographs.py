@@ -112,11 +112,12 @@ _INDOOR = "The page of MIT's Indoor Scene Recognition offers indoorCVPR_09.tar, 
 
 
 def _lines(path, doc):
-    "The lines of a list that are not empty."
-    try: lines = path.read_text(encoding="utf-8").splitlines()
+    "The lines of a list that are not empty; a mark at its start (BOM) and any kind of line ends are allowed."
+    try: text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error: raise LitvaeError(f"{path} is missing. {doc}") from error
     except UnicodeDecodeError as error: raise _again(path, "a list in plain text", error) from error
-    return [line.strip() for line in lines if line.strip()]
+    if "\0" in text: raise _again(path, "a list in plain text", "zero bytes")
+    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def _indoor_lists(folder):
@@ -125,7 +126,8 @@ def _indoor_lists(folder):
     lists = [_lines(path, _INDOOR) for path in paths]
     for path, names in zip(paths, lists):
         for name in names:
-            if not re.fullmatch(r"\w[^/\\]*/[^/\\]+", name): raise _again(path, "one CLASS/FILE a line", repr(name))
+            if re.fullmatch(r"\w[^/\\]*/(?!\.\.?$)[^/\\]+", name): continue
+            raise _again(path, "one CLASS/FILE a line", repr(name))
         if len(set(names)) < len(names): raise _again(path, "each picture once", f"{_first_twice(names)} twice")
     if both := sorted(set(lists[0]) & set(lists[1])): raise _again(paths[1], f"other pictures than {paths[0]}", both[0])
     classes = [{name.split("/")[0] for name in names} for names in lists]
@@ -138,37 +140,44 @@ def _first_twice(names):
     seen = set()
     return next(name for name in names if name in seen or seen.add(name))
 
-# %% ../../nbs/data/15_photographs.ipynb #indoor-recipe
+# %% ../../nbs/data/15_photographs.ipynb #indoor-files
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
 
 
 def _all_pictures(place, doc):
     "Names of the picture files in a folder, sorted."
     try: return sorted(name for name in os.listdir(place) if name.lower().endswith(_SUFFIXES) and name[0] != ".")
-    except FileNotFoundError as error: raise LitvaeError(f"the folder {place} is missing. {doc}") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise LitvaeError(f"the folder {place} is missing. {doc}") from error
 
 
+def _outside_the_test(folder):
+    "The names CLASS/FILE of all pictures that the test list does not name, sorted."
+    test = {*_indoor_lists(folder)[1]}
+    names = {f"{kind}/{name}" for kind in {name.split("/")[0] for name in test}
+             for name in _all_pictures(folder / "Images" / kind, _INDOOR)}
+    return sorted(names - test)
+
+# %% ../../nbs/data/15_photographs.ipynb #indoor-recipe
 def indoor67(folder, split, *, size=64, unlabelled=False):
     """The `Recipe` of Indoor67 in `folder`: `image` (N, size, size, 3) uint8, `label` (N,) uint8, classes by name.
 
     train and validation: the training list, of each class the last tenth for validation; test: the test list.
     unlabelled: for "train" take every picture that is not in the test list, as the paper does without labels."""
     _check_size(size)
+    every = _outside_the_test(folder) if unlabelled and split == "train" else None
 
     def listed():
         train, test = _indoor_lists(folder)
         classes = sorted({name.split("/")[0] for name in test})
-        if split == "test": names = test
-        elif split == "train" and unlabelled:
-            places = {kind: _all_pictures(folder / "Images" / kind, _INDOOR) for kind in classes}
-            names = sorted({f"{kind}/{name}" for kind, found in places.items() for name in found} - {*test})
-        else: names = train
+        names = test if split == "test" else train if every is None else every
         paths = [folder / "Images" / name for name in names]
         labels = [classes.index(name.split("/")[0]) for name in names]
         return (paths, labels) if names is not train else _part(paths, labels, split, 10)
 
     files = folder / "TrainImages.txt", folder / "TestImages.txt"
-    return Recipe(_pictures("indoor67", split, listed, size), files=files)
+    state = {} if every is None else {"pictures": fingerprint(every)}
+    return Recipe(_pictures("indoor67", split, listed, size), files=files, state=state)
 
 
 register("indoor67", real=indoor67, standin=furnished_rooms_proc, standin_name="furnished_rooms_proc",
@@ -262,13 +271,14 @@ def imagenet(folder, split, *, size=224):
     if other.is_dir() and (odd := sorted({*wnids} ^ {*_wnids(other)})):
         raise LitvaeError(f"{folder}: the class {odd[0]} is only in one of train and val; expected the same in both")
 
+    found = {wnid: _all_pictures(folder / part / wnid, _IMAGENET) for wnid in wnids}
+
     def listed():
-        names = [(f"{folder / part / wnid}/{name}", i) for i, wnid in enumerate(wnids)
-                 for name in _all_pictures(folder / part / wnid, _IMAGENET)]
-        paths, labels = [path for path, _ in names], [label for _, label in names]
+        paths = [f"{folder / part / wnid}/{name}" for wnid, names in found.items() for name in names]
+        labels = [i for i, names in enumerate(found.values()) for _ in names]
         return (paths, labels) if split == "test" else _part(paths, labels, split, 100)
 
-    return Recipe(_pictures("imagenet", split, listed, size, np.int16), state={"classes": fingerprint(wnids)})
+    return Recipe(_pictures("imagenet", split, listed, size, np.int16), state={"pictures": fingerprint(found)})
 
 
 register("imagenet", real=imagenet, doc=_IMAGENET,
