@@ -11,13 +11,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 # %% ../../nbs/kernels/14_how_fast.ipynb #count
 class KernelCounter(TorchDispatchMode):
-    "Counts the aten operations that compute, `count`, and the `bytes` of their tensors, in and out."
-    count = bytes = 0
+    "Counts operations that compute, `count`, and the `bytes` of their tensors; `largest`: bytes of the largest result."
+    count = bytes = largest = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         idle = ("aten.empty", "aten.new_empty", "aten._unsafe_view", "aten.promote_types", "profiler.")
-        if not function.is_view and not str(function).startswith(idle):
+        if function.is_view: return result
+        self.largest = max(self.largest, _bytes(result))               # what is only allocated takes memory as well
+        if not str(function).startswith(idle):
             self.count += 1
             self.bytes += sum(map(_bytes, (args, kwargs or {}, result)))
         return result

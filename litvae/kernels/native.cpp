@@ -221,29 +221,29 @@ template <class T> void elu_gradient(const T* grad, const T* x, T* dx, int64_t c
 extern "C" {
 
 void bn_glu(const void* x, const float* weight, const float* bias, float* mean, float* variance, void* y,
-            int64_t batch, int64_t channels, int64_t pixels, float eps, int training, int half, int64_t threads) {
+            int64_t batch, int64_t channels, int64_t pixels, float eps, int training, int narrow, int64_t threads) {
     Sizes n{batch, channels, pixels};
-    if (half) gate((const bf16*)x, weight, bias, mean, variance, (bf16*)y, n, eps, training, threads);
+    if (narrow) gate((const bf16*)x, weight, bias, mean, variance, (bf16*)y, n, eps, training, threads);
     else gate((const float*)x, weight, bias, mean, variance, (float*)y, n, eps, training, threads);
 }
 
 void bn_glu_backward(const void* grad, const void* x, const float* weight, const float* bias, const float* mean,
                      const float* variance, void* dx, float* dweight, float* dbias, int64_t batch, int64_t channels,
-                     int64_t pixels, float eps, int training, int half, int64_t threads) {
+                     int64_t pixels, float eps, int training, int narrow, int64_t threads) {
     Sizes n{batch, channels, pixels};
-    if (half) gate_backward((const bf16*)grad, (const bf16*)x, weight, bias, mean, variance, (bf16*)dx, dweight, dbias,
-                            n, eps, training, threads);
+    if (narrow) gate_backward((const bf16*)grad, (const bf16*)x, weight, bias, mean, variance, (bf16*)dx, dweight,
+                              dbias, n, eps, training, threads);
     else gate_backward((const float*)grad, (const float*)x, weight, bias, mean, variance, (float*)dx, dweight, dbias,
                        n, eps, training, threads);
 }
 
-void elu_forward(const void* x, void* y, int64_t count, int half, int64_t threads) {
-    if (half) elu((const bf16*)x, (bf16*)y, count, threads);
+void elu_forward(const void* x, void* y, int64_t count, int narrow, int64_t threads) {
+    if (narrow) elu((const bf16*)x, (bf16*)y, count, threads);
     else elu((const float*)x, (float*)y, count, threads);
 }
 
-void elu_backward(const void* grad, const void* x, void* dx, int64_t count, int half, int64_t threads) {
-    if (half) elu_gradient((const bf16*)grad, (const bf16*)x, (bf16*)dx, count, threads);
+void elu_backward(const void* grad, const void* x, void* dx, int64_t count, int narrow, int64_t threads) {
+    if (narrow) elu_gradient((const bf16*)grad, (const bf16*)x, (bf16*)dx, count, threads);
     else elu_gradient((const float*)grad, (const float*)x, (float*)dx, count, threads);
 }
 

@@ -111,10 +111,15 @@ __global__ void paste(const float* __restrict__ glimpses, const float* __restric
     }
 }
 
-// The gradients of what a box shows at a pixel. grad, pasted, statistics: at this pixel, planes `pixels` apart.
+__device__ inline int planes(int weights) { return weights == SUM ? 0 : weights == SOFTMAX ? 2 : 1; }
+
+// The gradients of what a box shows at a pixel of an image. grad, pasted, statistics: of all images, in planes.
 template <int C>
-__device__ inline void pixel_backward(const float* grad, const float* pasted, const float* statistics, int pixels,
-                                      int weights, const Reading<C>& here, float* out) {
+__device__ inline void pixel_backward(const float* grad, const float* pasted, const float* statistics, size_t image,
+                                      size_t pixel, int pixels, int weights, const Reading<C>& here, float* out) {
+    grad += image * (C + 1) * pixels + pixel;
+    pasted += image * (C + 1) * pixels + pixel;
+    statistics += image * planes(weights) * pixels + pixel;
     float weight = 1.0f, slope = 0.0f, excess = 0.0f;
     if (weights == SOFTMAX) slope = weight = expf(here.value[C + 1] - statistics[pixels]) / statistics[0];
     if (weights == SHARE) {
@@ -128,8 +133,6 @@ __device__ inline void pixel_backward(const float* grad, const float* pasted, co
     }
     out[C + 1] = slope * excess;
 }
-
-__device__ inline int planes(int weights) { return weights == SUM ? 0 : weights == SOFTMAX ? 2 : 1; }
 
 // The pixels from..to of `count` that read a glimpse of `size` pixels between its places a < b, and few others.
 struct Range { int from, to; };
@@ -163,9 +166,7 @@ __global__ void paste_boxes_backward(const float* __restrict__ grad, const float
         Reading<C> here = read<C>(glimpses + number * C * h * w, alphas + number * h * w, nearness[number], weights,
                                   lowest, y, x, h, w);
         float handed[C + 2], along_x = 0.0f, along_y = 0.0f;
-        size_t pixel = (size_t)row * width + column;
-        pixel_backward<C>(grad + image * (C + 1) * pixels + pixel, pasted + image * (C + 1) * pixels + pixel,
-                          statistics + image * planes(weights) * pixels + pixel, pixels, weights, here, handed);
+        pixel_backward<C>(grad, pasted, statistics, image, (size_t)row * width + column, pixels, weights, here, handed);
         for (int l = 0; l < C + 2; ++l) {
             along_x += handed[l] * here.along_x[l];
             along_y += handed[l] * here.along_y[l];
@@ -213,9 +214,8 @@ __global__ void paste_glimpses_backward(const float* __restrict__ grad, const fl
             if (part == 0.0f) continue;
             Reading<C> here = read<C>(glimpse, alpha, nearness[number], weights, lowest, y, x, h, w);
             float handed[C + 2];
-            size_t pixel = (size_t)row * width + column;
-            pixel_backward<C>(grad + image * (C + 1) * pixels + pixel, pasted + image * (C + 1) * pixels + pixel,
-                              statistics + image * planes(weights) * pixels + pixel, pixels, weights, here, handed);
+            pixel_backward<C>(grad, pasted, statistics, image, (size_t)row * width + column, pixels, weights, here,
+                              handed);
             for (int l = 0; l < C + 2; ++l) sums[l] += part * handed[l];
         }
     }
