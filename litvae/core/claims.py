@@ -260,9 +260,9 @@ def _slope(claim, series, budget, bound):
     if status == "fails": return status, text
     level = 1 - 0.05 / (len(x) - 1)
     steps = [mean_interval(step, level) for step in np.diff(table).T]
-    i = max(range(len(steps)), key=lambda i: -sign * steps[i].mean)
+    broken = [i for i, step in enumerate(steps) if _decide(step._replace(mean=sign * step.mean)) == "fails"]
+    i = max(broken or range(len(steps)), key=lambda i: -sign * steps[i].mean)
     if sign * steps[i].mean > 0: return status, text
-    broken = any(_decide(step._replace(mean=sign * step.mean)) == "fails" for step in steps)
     text += f", but the step from {x[i]:g} to {x[i + 1]:g} does not go that way: {_spread(steps[i])} ({level:.1%})"
     return "fails" if broken else "inconclusive", text
 

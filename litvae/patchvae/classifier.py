@@ -17,7 +17,7 @@ from .networks import Pixels, Trunk, initialise
 from .training import load_split, training_images
 
 # %% ../../nbs/patchvae/08_classifier.ipynb #classifier
-PROTOCOLS = {"none": 0, "conv1": 4, "conv1-3": 5, "conv1-5": 6}        # children of the trunk that are frozen
+PROTOCOLS = {"none": 0, "conv1": 4, "conv1-3": 5, "conv1-5": 6}  # frozen children: conv1 to pool, + layer1, + layer2
 
 
 class Classifier(nn.Module):

@@ -112,7 +112,7 @@ class PatchVae(nn.Module):
 
 # %% ../../nbs/patchvae/04_patchvae.ipynb #asked
 def parts_loss(model, x, objective):
-    "The `Loss` of images under a `PatchElbo`; parts `err`, `kl_app`, `kl_occ`, each per image."
+    "The `Loss` of images under a `PatchElbo`; its terms are `err`, `kl_app`, `kl_occ`, each per image."
     posterior = model.posterior(x)
     err = objective.error(model.pixels(x), model.redraw(x, posterior))
     kl_app, kl_occ = posterior.kl(model.prior)

@@ -59,7 +59,7 @@ class VectorModel(nn.Module):
 
 # %% ../../nbs/patchvae/05_rivals.ipynb #beta
 class BetaVae(VectorModel):
-    """A β-VAE with a code of `latent` numbers; images (B, 3, size, size) in [0, 1]. The parts of its loss are `err` and
+    """A β-VAE with a code of `latent` numbers; images (B, 3, size, size) in [0, 1]. The terms of its loss are `err` and
     `kl_app`, per image. Source: PatchVAE, Section 3.1 and Tables 8 to 11."""
     def __init__(self, latent=96, trunk="resnet9", size=32, width=64, pixels="half"):
         super().__init__(latent, 2, trunk, size, width, pixels)

@@ -165,5 +165,5 @@ class UnlabelledBiGan(_Unlabelled, AdversarialTask):
     def forward(self, batch, phase):
         loss = super().forward(batch, phase)
         if phase != "generator": return loss
-        other = self.fool(-self.discriminator(*self.real(batch)))                 # the encoder's side of the game
+        other = self.fool(-self.discriminator(*self.real(batch)))                 # the encoder lowers D(x, E(x))
         return Loss(loss.total + self.weight * other, loss.parts | {"encoder": other})
