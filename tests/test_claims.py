@@ -454,7 +454,8 @@ def invented(components, seeds=3, std=0.3, data="multi_dsprites"):
 
 
 ENDS = {"one component": {"msc_fg": 0.05, "ari": 0.0}, "foreground/background": {"msc_fg": 0.5, "ari": 0.98}}
-MEASURE = ["measure", "measure-more", "measure-pairs", "far", "observations"]
+MEASURE = ["measure", "orderings", "measure-more", "measure-sides", "measure-pairs", "measure-common", "far",
+           "observations", "observe-more"]
 
 
 def dc_runs(tables, data, column):

@@ -16,14 +16,14 @@ from .runs import RunConfig, run_path, train_or_load
 
 # %% ../../nbs/core/07_pool.ipynb #progress
 def steps_done(config, root="runs"):
-    "The number of steps that the run of `config` has logged so far: 0 if not started, `config.steps` if finished."
+    "The number of steps that the run of `config` has logged so far: 0 if not started, `config.steps` only if finished."
     path = run_path(config, root)
     if (path / "result.json").exists(): return config.steps
     try:
         with open(path / "metrics.jsonl", "rb") as f:
             f.seek(max(0, os.path.getsize(f.name) - 2000))
             numbers = re.findall(rb'^\{"step": (\d+),.*\}$', f.read(), re.MULTILINE)
-        return min(int(numbers[-1]), config.steps) if numbers else 0
+        return min(int(numbers[-1]), config.steps - 1) if numbers else 0
     except OSError: return 0
 
 # %% ../../nbs/core/07_pool.ipynb #worker
